@@ -12,19 +12,13 @@ class EquipoiseError(Exception):
 
 
 class ConfigError(EquipoiseError):
-    """A recipe, an override or a command-line argument is wrong."""
+    """A recipe, an override, a command-line argument or the model it names is wrong."""
 
     exit_code = 2
 
 
 class DataError(EquipoiseError):
     """A data file or a row in it is wrong."""
-
-    exit_code = 2
-
-
-class ModelError(EquipoiseError):
-    """A model directory, tokenizer, adapter or their combination cannot be used."""
 
     exit_code = 2
 
