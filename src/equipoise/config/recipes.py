@@ -1,0 +1,201 @@
+"""One frozen schema per algorithm; `RECIPES` is the table by the name a recipe gives as `algorithm:`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from equipoise.config.schema import (
+    AspectConfig,
+    DataSources,
+    InLoopEvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    Recipe,
+    SamplingConfig,
+    Schema,
+    ScorerConfig,
+    Weight,
+    _always_a_list,
+)
+
+
+class SFTConfig(Recipe):
+    """Supervised fine-tuning on demonstrations."""
+
+    algorithm: Literal["sft"] = "sft"
+    policy: ModelConfig = Field(description="The model to train.")
+    data: DataSources = Field(description="Demonstrations: prompt and response.")
+    validation_fraction: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of prompts held out for the validation loss; 0: none."
+    )
+    max_length: int = Field(
+        default=1024,
+        ge=2,
+        description="Longest prompt plus response in tokens; prompts are cut from the left.",
+    )
+    num_epochs: int = Field(default=1, ge=1, description="Passes over the data.")
+    batch_size: int = Field(default=16, ge=1, description="Demonstrations per optimizer step, over all processes.")
+    micro_batch_size: int | None = Field(default=None, ge=1, description="Demonstrations per forward pass.")
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-4), description="Optimizer."
+    )
+    evaluate_every: int = Field(default=100, ge=1, description="Steps between validation losses.")
+
+
+class InputFormatConfig(Schema):
+    """How prompt and response become the reward model's tokens."""
+
+    format: Literal["pair", "chat", "concatenation"] = Field(
+        default="pair",
+        description="pair: the tokenizer's two-segment form; chat: its chat template; concatenation: with `separator`.",
+    )
+    separator: str = Field(default="\n", description="Between prompt and response in `concatenation`.")
+    max_length: int = Field(
+        default=512, ge=8, description="Tokens; the prompt is cut from the left, the response kept."
+    )
+
+
+class BackboneConfig(Schema):
+    """The network under the reward heads: any encoder or decoder with a sequence-classification class."""
+
+    model: str = Field(description="Hub name or directory.")
+    revision: str | None = Field(default=None, description="Hub revision.")
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with the model. Off: think twice.")
+    initialise: Literal["pretrained", "random"] = Field(
+        default="pretrained",
+        description="`random` builds the architecture in config.json with seeded random weights.",
+    )
+    precision: Precision = Field(default="auto", description="Arithmetic of the forward pass; weights stay float32.")
+    gradient_checkpointing: bool = Field(default=False, description="Trade a second forward pass for memory.")
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Overrides every dropout rate in the model's config; null: its own.",
+    )
+
+
+class RewardConfig(Recipe):
+    """Multi-label reward regression: one network, one output per aspect."""
+
+    algorithm: Literal["reward"] = "reward"
+    model: BackboneConfig = Field(description="Backbone.")
+    data: DataSources = Field(description="Scored responses; rows keep their `split` if they carry one.")
+    aspects: dict[str, AspectConfig] = Field(min_length=1, description="Aspects to learn, in order of the outputs.")
+    input: InputFormatConfig = Field(default_factory=InputFormatConfig, description="Input format.")
+    loss: Literal["mse", "huber"] = Field(default="mse", description="On standardised labels, missing ones masked.")
+    aspect_balance: Literal["labels", "equal"] = Field(
+        default="labels",
+        description="labels: every label counts the same; equal: every aspect does, so that a small set is not drowned.",
+    )
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="Of prompts, where rows have no split.")
+    test_fraction: float = Field(default=0.1, ge=0, lt=0.5, description="Of prompts, where rows have no split.")
+    num_epochs: int = Field(default=3, ge=1, description="Most passes over the training split.")
+    batch_size: int = Field(default=32, ge=1, description="Responses per optimizer step, over all processes.")
+    micro_batch_size: int | None = Field(default=None, ge=1, description="Responses per forward pass.")
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="linear"),
+        description="Optimizer.",
+    )
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="Steps between validations; null: at the end of every epoch."
+    )
+    patience: int | None = Field(
+        default=2,
+        ge=1,
+        description="Stop after this many validations without improvement; null: never. "
+        "The best validated weights are the ones saved.",
+    )
+
+
+class CombineConfig(Schema):
+    """How several objectives become one advantage."""
+
+    method: str = Field(default="weighted_sum", description="A name from the table of `combine_objectives`.")
+    delta: float = Field(default=1e-4, gt=0, description="Added to standard deviations before dividing.")
+    options: dict[str, float | int | str | bool] = Field(default_factory=dict, description="The method's own options.")
+
+
+class GRPOConfig(Recipe):
+    """Multi-objective group relative policy optimisation."""
+
+    algorithm: Literal["grpo"] = "grpo"
+    policy: ModelConfig = Field(description="The model to align.")
+    data: DataSources = Field(description="Training prompts.")
+    scorers: Annotated[list[ScorerConfig], BeforeValidator(_always_a_list)] = Field(
+        min_length=1, description="Where scores come from; every aspect has one source."
+    )
+    objective_weights: dict[str, Weight] = Field(
+        min_length=1,
+        description="Weight by aspect name, one for every aspect the scorers give; 0 logs it only.",
+    )
+    combine: CombineConfig = Field(default_factory=CombineConfig, description="Combination of objectives.")
+    num_steps: int = Field(ge=1, description="Steps: each samples, scores and updates.")
+    prompts_per_step: int = Field(default=8, ge=1, description="Prompts per step, over all processes.")
+    group_size: int = Field(default=8, ge=2, description="Completions per prompt; one has nothing to be compared with.")
+    max_prompt_tokens: int = Field(default=512, ge=1, description="Longer prompts are cut from the left and counted.")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How completions are drawn.")
+    beta: float = Field(default=0.04, ge=0, description="Weight of the KL term; 0 computes no reference.")
+    kl_loss: Literal["k3_weighted", "k3", "k2"] = Field(
+        default="k3_weighted",
+        description="k3_weighted: gradient of KL(policy||reference); k3: the paper's, KL(reference||policy); k2.",
+    )
+    epsilon: float = Field(default=0.2, gt=0, lt=1, description="Clip range of the ratio, below (and above).")
+    epsilon_high: float | None = Field(default=None, gt=0, description="Clip range above, if another (clip-higher).")
+    ratio: Literal["token", "sequence"] = Field(default="token", description="Importance ratio per token or sequence.")
+    reduction: Literal["sequence_mean", "token_mean", "constant"] = Field(
+        default="sequence_mean", description="How token losses are averaged."
+    )
+    constant: float | None = Field(default=None, gt=0, description="Divisor of `constant`; null: sampling.max_tokens.")
+    num_epochs: int = Field(default=1, ge=1, description="Passes over each rollout.")
+    num_minibatches: int = Field(
+        default=1, ge=1, description="Optimizer steps per pass; groups of one prompt stay together."
+    )
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Completions per forward pass; changes memory, not the result."
+    )
+    scale: Literal["std", "none", "batch"] = Field(
+        default="std",
+        description="What centred rewards are divided by in `weighted_sum`: group std, nothing, batch std.",
+    )
+    zero_variance: Literal["keep", "skip"] = Field(
+        default="keep",
+        description="Groups without a signal: keep (their KL term and their place in the mean) or skip (neither).",
+    )
+    mask_truncated: bool = Field(
+        default=False,
+        description="Leave completions cut at max_tokens out of the loss and of its normaliser.",
+    )
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-6), description="Optimizer."
+    )
+    evaluation: InLoopEvaluationConfig | None = Field(default=None, description="In-loop evaluation.")
+    completions_every: int = Field(default=1, ge=1, description="Steps between completions/step_*.parquet files.")
+
+    @model_validator(mode="after")
+    def _training_samples_the_policy_itself(self) -> GRPOConfig:
+        sampling = self.sampling
+        if sampling.top_k is not None or (sampling.top_p is not None and sampling.top_p < 1):
+            raise ValueError("sampling.top_k and sampling.top_p bias the ratio in training; remove them")
+        if sampling.temperature == 0:
+            raise ValueError("sampling.temperature 0 draws one completion G times; use a value above 0")
+        if self.num_minibatches > self.prompts_per_step:
+            raise ValueError(
+                f"num_minibatches ({self.num_minibatches}) exceeds prompts_per_step ({self.prompts_per_step})"
+            )
+        if self.scale != "std" and self.combine.method != "weighted_sum":
+            raise ValueError(f"scale {self.scale!r} applies to combine.method weighted_sum only")
+        if not any(weight > 0 for weight in self.objective_weights.values()):
+            raise ValueError("objective_weights are all 0: nothing to train for")
+        return self
+
+
+AnyRecipe = SFTConfig | RewardConfig | GRPOConfig
+RECIPES: dict[str, type[SFTConfig] | type[RewardConfig] | type[GRPOConfig]] = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "grpo": GRPOConfig,
+}

@@ -1,0 +1,177 @@
+"""The parts that recipes share. Every key is documented here, once; `docs/recipes.md` is printed from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Schema(BaseModel):
+    """A frozen mapping in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def _path_as_mapping(value: Any) -> Any:
+    """`data: file.jsonl` is short for `data: {path: file.jsonl}`."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _always_a_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class DataConfig(Schema):
+    """A file, a `datasets` directory or a hub name, and how to read it."""
+
+    path: str = Field(description="JSONL(.gz), CSV or Parquet file, `datasets` directory, or hub dataset name.")
+    columns: dict[str, str | dict[str, str]] = Field(
+        default_factory=dict,
+        description="Maps a field Equipoise reads to the column that holds it: `{prompt: question}`; "
+        "scores from flat columns: `{scores: {politeness: polite_score}}`.",
+    )
+    limit: int | None = Field(default=None, ge=1, description="Use at most this many rows, the first ones.")
+    aspect_prefix: str = Field(
+        default="",
+        description="Put before every aspect name of this set, so that joined sets stay apart: `toxigen/`.",
+    )
+
+
+DataSource = Annotated[DataConfig, BeforeValidator(_path_as_mapping)]
+DataSources = Annotated[list[DataSource], BeforeValidator(_always_a_list), Field(min_length=1)]
+
+
+class AspectConfig(Schema):
+    """What one score means: which way is better, and on which scale."""
+
+    higher_is_better: bool = Field(description="The direction; there is no default, a guess would train the opposite.")
+    range: tuple[float, float] | None = Field(
+        default=None,
+        description="Lowest and highest native score. With it the utility is (score - worst)/(best - worst); "
+        "without it, the sign times the standardised score.",
+    )
+
+    @model_validator(mode="after")
+    def _range_ascends(self) -> AspectConfig:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range must be [lowest, highest], got {list(self.range)}")
+        return self
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class LoraConfig(Schema):
+    """Low-rank adapters (peft). Without this block every parameter is trained."""
+
+    r: int = Field(default=16, ge=1, description="Rank.")
+    alpha: float = Field(default=32, gt=0, description="Scale; the update is alpha/r times B A.")
+    target_modules: str | list[str] = Field(
+        default="all-linear",
+        description="Module names or suffixes, or `all-linear`: every linear layer but the head.",
+    )
+
+
+class ModelConfig(Schema):
+    """A causal language model from the ecosystem."""
+
+    model: str = Field(description="Hub name or directory; a PEFT adapter directory continues that adapter.")
+    revision: str | None = Field(default=None, description="Hub revision (branch, tag or commit).")
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with the model. Off: think twice.")
+    initialise: Literal["pretrained", "random"] = Field(
+        default="pretrained",
+        description="`random` builds the architecture in config.json with seeded random weights.",
+    )
+    lora: LoraConfig | None = Field(default=None, description="Train adapters instead of every parameter.")
+    precision: Precision = Field(
+        default="auto",
+        description="Arithmetic of the forward pass and storage of frozen weights; trainable parameters and "
+        "log-softmax stay float32. auto: float32 below 100M parameters, else bfloat16.",
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Trade a second forward pass for memory.")
+    prompt_format: Literal["auto", "chat", "text"] = Field(
+        default="auto",
+        description="How a text prompt becomes tokens. chat: one user message through the chat template; text: as it "
+        "is; auto: chat where the tokenizer has a template. Message prompts always need the template.",
+    )
+
+
+class OptimizerConfig(Schema):
+    """AdamW with clipping and a schedule."""
+
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's decay rates.")
+    eps: float = Field(default=1e-8, gt=0, description="Adam's denominator offset.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled decay, on matrices only.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="After the warm-up: stay, or fall to zero at the last optimizer step."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps of linear rise from zero.")
+
+
+class SamplingConfig(Schema):
+    """How completions are drawn."""
+
+    temperature: float = Field(default=1.0, ge=0, description="Divides the logits; 0 is greedy (evaluation only).")
+    max_tokens: int = Field(default=128, ge=1, description="Longest completion in tokens, EOS included.")
+    top_k: int | None = Field(default=None, ge=1, description="Evaluation only: training refuses it (biased ratio).")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Evaluation only: training refuses it (biased ratio)."
+    )
+
+
+class CheckpointConfig(Schema):
+    """When to save a state from which the run resumes exactly."""
+
+    every: int = Field(default=50, ge=1, description="Steps between checkpoints; one is always saved at the end.")
+    keep: int = Field(default=2, ge=1, description="How many of the newest are kept.")
+
+
+class ScorerConfig(Schema):
+    """One source of scores: a saved reward model, or a Python function."""
+
+    reward_model: str | None = Field(default=None, description="Directory of a reward model saved by Equipoise.")
+    function: str | None = Field(
+        default=None,
+        description="`package.module:function`, called as function(prompts, completions) -> {aspect: values}; "
+        "None in values means not scored.",
+    )
+    aspects: dict[str, AspectConfig] = Field(
+        default_factory=dict, description="What a function's scores mean; a reward model carries its own."
+    )
+    batch_size: int = Field(default=32, ge=1, description="Responses a reward model scores at once.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ScorerConfig:
+        if (self.reward_model is None) == (self.function is None):
+            raise ValueError("give exactly one of `reward_model` and `function`")
+        if self.function is not None and not self.aspects:
+            raise ValueError("a function scorer declares its `aspects` with `higher_is_better`")
+        if self.function is not None and ":" not in self.function:
+            raise ValueError(f"`function` is `package.module:function`, got {self.function!r}")
+        if self.reward_model is not None and self.aspects:
+            raise ValueError("a reward model carries its own aspects; remove `aspects`")
+        return self
+
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class InLoopEvaluationConfig(Schema):
+    """Held-out prompts sampled and scored while training goes on."""
+
+    every: int = Field(ge=1, description="Steps between evaluations; the last step is always evaluated.")
+    prompts: DataSources = Field(description="Held-out prompts.")
+    samples: int = Field(default=1, ge=1, description="Completions per prompt.")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How they are drawn.")
+
+
+class Recipe(Schema):
+    """What every recipe has."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seeds initialisation, order of data and sampling.")
+    out: str | None = Field(default=None, description="Run directory; `--out` overrides it.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; default: the cores of the machine.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="When to save.")
