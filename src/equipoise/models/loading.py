@@ -1,0 +1,124 @@
+"""Loading `transformers` models with the checks their loaders leave out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from equipoise.errors import ConfigError
+
+BFLOAT16_FROM = 100_000_000  # parameters; below, float32 is as fast on a CPU and exact
+
+
+def looks_like_path(name: str) -> bool:
+    """True where a name can only be meant as a local path, or is one."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def check_model_directory(name: str) -> None:
+    """Raise ConfigError where `name` is a local path without a model in it."""
+    path = Path(name)
+    if not looks_like_path(name):
+        return
+    if not path.exists():
+        raise ConfigError(f"{name}: no such model directory; give a directory saved by transformers or a hub name")
+    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{name}: not a model directory, it has neither config.json nor adapter_config.json; "
+            "give the directory that save_pretrained wrote (for an Equipoise run: RUN/model)"
+        )
+
+
+def is_adapter(name: str) -> bool:
+    """True for a directory that holds a PEFT adapter."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The transformers config of a directory or hub name. Raises ConfigError with the mend."""
+    from transformers import AutoConfig
+
+    check_model_directory(name)
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{name}: cannot read the model's configuration: {_first_line(error)}") from error
+
+
+def without_dropout(config: Any) -> dict[str, Any]:
+    """Set every dropout rate (and router jitter) of a config to 0 in place; returns the old values.
+
+    A ratio of two passes with different dropout masks is noise, and `eval()` as the remedy would turn gradient
+    checkpointing off. Nested text configs are covered.
+    """
+    old: dict[str, Any] = {}
+    text = config.get_text_config()
+    for name, value in list(text.to_dict().items()):
+        is_rate = name.endswith(("dropout", "pdrop", "dropout_prob", "jitter_noise")) or name.startswith("dropout")
+        if is_rate and isinstance(value, int | float) and not isinstance(value, bool) and value:
+            old[name] = value
+            setattr(text, name, 0.0)
+    return old
+
+
+def build_model(
+    auto_class: Any,
+    name: str,
+    config: Any,
+    *,
+    initialise: str,
+    dtype: torch.dtype,
+    seed: int,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Weights from a directory or the hub (safetensors only), or seeded random ones.
+
+    Raises ConfigError where weights are missing: transformers would fill them with random numbers and go on.
+    """
+    if initialise == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return auto_class.from_config(config, trust_remote_code=trust_remote_code).to(dtype)
+    try:
+        model, report = auto_class.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(f"{name}: cannot load the model: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"{name}: {len(missing)} weights are not in the checkpoint ({', '.join(missing[:3])}, ...); "
+            f"it was not saved from a {type(model).__name__}"
+        )
+    return model
+
+
+def count_parameters(auto_class: Any, config: Any, *, trust_remote_code: bool = False) -> int:
+    """Parameters of an architecture, without allocating them."""
+    with torch.device("meta"):
+        model: nn.Module = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def resolve_precision(precision: str, num_parameters: int) -> str:
+    """`auto` becomes float32 below 100M parameters, else bfloat16."""
+    if precision != "auto":
+        return precision
+    return "float32" if num_parameters < BFLOAT16_FROM else "bfloat16"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,227 @@
+"""`PolicyModule`: backbone, vocabulary projection and optional value head behind one forward.
+
+It is the only thing that data parallelism or sharding wraps. Calling the inner model and its head from outside
+would bypass the wrapper's hooks: silently wrong gradients under DDP, an error under FSDP2.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.functional.logprobs import chunked_logprobs
+
+logger = logging.getLogger(__name__)
+
+PROJECTION_CHUNK = 1024  # positions projected onto the vocabulary at once: chunk x V is the largest temporary
+
+
+class TokenScores(NamedTuple):
+    """Suffixes: B rows, T completion tokens. Entries outside the mask are 0."""
+
+    logprobs_BT: Tensor  # at the temperature asked for
+    entropy_BT: Tensor | None  # detached, in nats, of the same distribution
+    unit_logprobs_BT: Tensor | None  # detached, at temperature 1
+    values_BT: Tensor | None  # of the value head, before each completion token
+
+
+class ValueHead(nn.Module):
+    """A scalar per position from the last hidden state; starts at 0, so that the first values are 0."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] to [...], in float32."""
+        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
+
+
+class PolicyModule(nn.Module):
+    """A causal language model that returns log-probabilities of given completions, never B x T x V logits."""
+
+    def __init__(self, model: nn.Module, *, autocast: bool = False, value_head: bool = False) -> None:
+        super().__init__()
+        self.model = model  # a transformers causal LM, or a peft model around one
+        self.autocast = autocast
+        text_config = self.causal.config.get_text_config()
+        self.value_head = ValueHead(text_config.hidden_size) if value_head else None
+        self._transform = logit_transform(text_config)
+        self._takes_positions = "position_ids" in inspect.signature(self._backbone.forward).parameters
+        self._projects = True  # False: the head does something unknown, the model's own logits are used
+        self._check_projection()
+
+    @property
+    def causal(self) -> Any:
+        """The transformers causal LM, with LoRA layers in place where peft put them."""
+        get_base = getattr(self.model, "get_base_model", None)
+        return get_base() if get_base is not None else self.model
+
+    @property
+    def _backbone(self) -> Any:
+        return self.causal.base_model
+
+    @property
+    def _head(self) -> nn.Module:
+        return self.causal.get_output_embeddings()
+
+    def precision_context(self) -> AbstractContextManager[Any]:
+        """bfloat16 autocast where the policy asked for it; sampler and trainer go through the same one."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocast)
+
+    def _hidden(self, ids_BL: Tensor, mask_BL: Tensor, position_ids_BL: Tensor, **options: Any) -> Any:
+        if self._takes_positions:
+            options["position_ids"] = position_ids_BL
+        return self._backbone(input_ids=ids_BL, attention_mask=mask_BL.long(), **options)
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden)
+        return self._transform(logits.float()) if self._transform is not None else logits
+
+    def _check_projection(self) -> None:
+        """Compare backbone + head with the model's own forward once, on a probe.
+
+        An architecture that scales or caps its logits in a way we do not know would train on a wrong distribution
+        without any error; it falls back to its own logits instead, and says so.
+        """
+        device = next(self.parameters()).device
+        if device.type == "meta":
+            return
+        vocabulary = self.causal.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(3, 9, device=device).remainder(vocabulary)[None]
+        mask = torch.ones_like(ids)
+        was_training = self.training
+        self.eval()
+        with torch.no_grad(), self.precision_context():
+            own = self.causal(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+            hidden = self._hidden(ids, mask, torch.arange(6, device=device)[None], use_cache=False).last_hidden_state
+            ours = self._project(hidden).float()
+        self.train(was_training)
+        scale = own.abs().max().clamp(min=1e-6)
+        self._projects = ours.shape == own.shape and bool((ours - own).abs().max() <= 2e-2 * scale)
+        if not self._projects:
+            logger.warning(
+                "%s transforms its logits in a way Equipoise does not know: using the model's own logits, "
+                "which needs memory for a row's length times the vocabulary",
+                type(self.causal).__name__,
+            )
+
+    def forward(
+        self,
+        ids_BL: Tensor,
+        mask_BL: Tensor,
+        completion_mask_BT: Tensor,
+        *,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        with_unit_logprobs: bool = False,
+        with_values: bool = False,
+    ) -> TokenScores:
+        """Log-probabilities of the last T columns of `ids_BL`, each given everything before it.
+
+        Args:
+            ids_BL: prompt and completion ids; the completion fills the last T columns, padded on the right.
+            mask_BL: True where a token is real; prompts may be padded on the left.
+            completion_mask_BT: True where a log-probability is wanted.
+            temperature: divides the logits.
+            with_entropy, with_unit_logprobs, with_values: also fill those fields of the result.
+        """
+        num_tokens = completion_mask_BT.shape[1]
+        first = ids_BL.shape[1] - num_tokens
+        position_ids = (mask_BL.long().cumsum(dim=1) - 1).clamp(min=0)
+        with self.precision_context():
+            hidden_BTH, projection = self._hidden_before(ids_BL, mask_BL, position_ids, first)
+            wanted = completion_mask_BT
+            hidden_NH, targets_N = hidden_BTH[wanted], ids_BL[:, first:][wanted]
+
+            def scored(at: float, entropy: bool) -> tuple[Tensor, Tensor | None]:
+                return chunked_logprobs(
+                    hidden_NH,
+                    projection,
+                    targets_N,
+                    temperature=at,
+                    chunk_size=PROJECTION_CHUNK,
+                    with_entropy=entropy,
+                )
+
+            logprobs_N, entropy_N = scored(temperature, with_entropy)
+            unit_N = None
+            if with_unit_logprobs:
+                with torch.no_grad():
+                    unit_N = logprobs_N.detach() if temperature == 1.0 else scored(1.0, False)[0]
+        values_BT = None
+        if with_values:
+            if self.value_head is None:
+                raise ValueError("this policy has no value head; build it with value_head=True")
+            values_BT = torch.where(wanted, self.value_head(hidden_BTH), 0.0)
+
+        def spread(values_N: Tensor | None) -> Tensor | None:
+            if values_N is None:
+                return None
+            return torch.zeros(wanted.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(
+                wanted, values_N
+            )
+
+        spread_logprobs = spread(logprobs_N)
+        assert spread_logprobs is not None
+        return TokenScores(spread_logprobs, spread(entropy_N), spread(unit_N), values_BT)
+
+    def _hidden_before(
+        self, ids_BL: Tensor, mask_BL: Tensor, position_ids_BL: Tensor, first: int
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What predicts column `first` and later ones [B, T, H or V], and how to turn it into logits."""
+        if self._projects:
+            hidden = self._hidden(ids_BL, mask_BL, position_ids_BL, use_cache=False).last_hidden_state
+            return hidden[:, first - 1 : -1], self._project
+        options = {"position_ids": position_ids_BL} if self._takes_positions else {}
+        output = self.causal(input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False, **options)
+        return output.logits[:, first - 1 : -1], lambda logits: logits
+
+    def next_token_logits(
+        self, ids_BL: Tensor, mask_BL: Tensor, position_ids_BL: Tensor, cache: Any | None
+    ) -> tuple[Tensor, Any]:
+        """One decoding step: float32 logits [B, V] after the last column of `ids_BL`, and the grown cache.
+
+        `mask_BL` covers cached and new tokens; `ids_BL` and `position_ids_BL` the new ones only.
+        """
+        with self.precision_context():
+            if self._projects:
+                output = self._hidden(ids_BL, mask_BL, position_ids_BL, past_key_values=cache, use_cache=True)
+                logits = self._project(output.last_hidden_state[:, -1])
+            else:
+                options = {"position_ids": position_ids_BL} if self._takes_positions else {}
+                output = self.causal(
+                    input_ids=ids_BL, attention_mask=mask_BL.long(), past_key_values=cache, use_cache=True, **options
+                )
+                logits = output.logits[:, -1]
+        return logits.float(), getattr(output, "past_key_values", None)
+
+
+def logit_transform(config: Any) -> Callable[[Tensor], Tensor] | None:
+    """What an architecture does to its logits after the head: scaling (Cohere, Granite), soft-capping (Gemma).
+
+    Returns None where there is nothing to do. `PolicyModule` checks the result against the model's own forward.
+    """
+    factor = 1.0
+    if getattr(config, "model_type", "").startswith("cohere"):
+        factor *= float(getattr(config, "logit_scale", None) or 1.0)
+    if getattr(config, "logits_scaling", None):
+        factor /= float(config.logits_scaling)
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap is None and factor == 1.0:
+        return None
+
+    def transform(logits: Tensor) -> Tensor:
+        logits = logits * factor
+        return torch.tanh(logits / cap) * cap if cap is not None else logits
+
+    return transform

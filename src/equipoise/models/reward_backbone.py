@@ -1,0 +1,207 @@
+"""The network under the reward heads: loading it with K outputs, a pad token and an input format it can take."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from equipoise.config import BackboneConfig
+from equipoise.data import load_tokenizer
+from equipoise.errors import ConfigError
+from equipoise.models.loading import _first_line, load_config
+from equipoise.models.reward_head import check_padding, find_head, usable_positions
+from equipoise.models.reward_inputs import InputFormat, RewardInputs
+
+logger = logging.getLogger(__name__)
+
+PAD_TOKEN = "<|pad|>"
+
+
+@dataclass
+class Backbone:
+    """A sequence-classification model with K outputs, checked, and the encoder of its inputs."""
+
+    model: Any
+    inputs: RewardInputs
+    head_name: str
+    head: nn.Linear
+
+
+def new_backbone(config: BackboneConfig, names: list[str], input_format: InputFormat, seed: int) -> Backbone:
+    """The backbone a recipe names, with a fresh head: weights ~ N(0, initializer_range), bias 0, from `seed`.
+
+    A head that the checkpoint carries is not kept: it was trained for other outputs. `max_length` is lowered to what
+    the backbone's positions allow. Raises ConfigError for a model that cannot be a reward model.
+    """
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    model_config = load_config(config.model, **options)
+    _set_outputs(model_config, names)
+    if config.dropout is not None:
+        set_dropout(model_config, config.dropout)
+    tokenizer = load_tokenizer(config.model, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _load(config.model, model_config, random=config.initialise == "random", **options)
+        _set_pad_token(tokenizer, model, config.model)
+        inputs = reward_inputs(tokenizer, model, input_format, config.model)
+        probe = inputs.collate(inputs.rows(["a", "a a"], ["a", "a"]))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(f"{config.model}: no parameter of it can be trained")
+        head_name, head = find_head(model, probe, config.model)
+        check_padding(model, probe, tokenizer.pad_token_id, config.model)
+        std = float(getattr(model_config.get_text_config(), "initializer_range", None) or 0.02)
+        nn.init.normal_(head.weight, std=std)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+    inputs.truncation = type(inputs.truncation)()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Backbone(model, inputs, head_name, head)
+
+
+def saved_backbone(directory: str, input_format: InputFormat) -> Backbone:
+    """A backbone that `RewardModel.save` wrote, head included. Raises ConfigError where anything is missing."""
+    model_config = load_config(directory)
+    tokenizer = load_tokenizer(directory)
+    model = _load(directory, model_config, random=False, complete=True)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != model_config.get_text_config().pad_token_id:
+        raise ConfigError(
+            f"{directory}: pad_token_id is {model_config.get_text_config().pad_token_id} in config.json and "
+            f"{tokenizer.pad_token_id} in the tokenizer; both must be the same id: save the reward model again"
+        )
+    inputs = reward_inputs(tokenizer, model, input_format, directory)
+    probe = inputs.collate(inputs.rows(["a", "a a"], ["a", "a"]))
+    head_name, head = find_head(model, probe, directory)
+    inputs.truncation = type(inputs.truncation)()
+    return Backbone(model, inputs, head_name, head)
+
+
+def reward_inputs(tokenizer: Any, model: Any, input_format: InputFormat, source: str) -> RewardInputs:
+    """The encoder of inputs for this model, `max_length` lowered to its positions."""
+    limit = usable_positions(model, model.config)
+    if limit is not None and limit < input_format.max_length:
+        logger.warning(
+            "%s: input.max_length %d is more than its %d positions; using %d",
+            source,
+            input_format.max_length,
+            limit,
+            limit,
+        )
+        input_format = replace(input_format, max_length=limit)
+    # Segment ids only where the network has segments: GPT-2, for one, would look them up in its word embeddings.
+    has_segments = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
+    use_token_types = has_segments and "token_type_ids" in tokenizer.model_input_names
+    return RewardInputs(tokenizer, input_format, use_token_types=use_token_types)
+
+
+def set_dropout(config: Any, rate: float) -> list[str]:
+    """Set every dropout rate of a config in place; returns the names set. Rates that are null follow another one."""
+    text = config.get_text_config()
+    names = [
+        name
+        for name, value in text.to_dict().items()
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, int | float) and type(value) is not bool
+    ]
+    for name in names:
+        setattr(text, name, rate)
+    return names
+
+
+def _set_outputs(config: Any, names: list[str]) -> None:
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: k for k, name in enumerate(names)}
+    config.num_labels = len(names)
+    if list(config.id2label.values()) != names:  # some configs reset the labels when the number changes
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: k for k, name in enumerate(names)}
+    config.problem_type = "regression"
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+
+
+def _load(
+    name: str,
+    config: Any,
+    *,
+    random: bool,
+    complete: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"{name}: unsupported backbone for a reward model: {config.model_type} is an encoder-decoder, it pools at "
+            "EOS and fails where truncation removed it; take an encoder like BERT or a decoder like Llama"
+        )
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        if random:
+            return AutoModelForSequenceClassification.from_config(config, **options).float()
+        with _quiet_loading():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=not complete,
+                output_loading_info=True,
+                revision=revision,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        if "Unrecognized configuration class" in str(error):
+            raise ConfigError(
+                f"{name}: unsupported backbone for a reward model: transformers has no sequence-classification class "
+                f"for {config.model_type!r}; take an encoder like BERT or a decoder like Llama"
+            ) from error
+        raise ConfigError(f"{name}: cannot load the model: {_first_line(error)}") from error
+    base = f"{model.base_model_prefix}."
+    missing = sorted(key for key in report["missing_keys"] if complete or (key.startswith(base) and "pooler" not in key))
+    if missing:
+        raise ConfigError(
+            f"{name}: {len(missing)} weights are not in the checkpoint ({', '.join(missing[:3])}, ...); "
+            f"it was not saved from a {type(model).__name__}"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' report of missing head weights: they are always missing here, and always set."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def _set_pad_token(tokenizer: Any, model: Any, source: str) -> None:
+    """Give tokenizer and config one pad id, apart from EOS, adding a token where there is none.
+
+    Decoders find the token they pool at as the last one whose id is not the pad id; were EOS the pad, the EOS that
+    ends every input would be skipped.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"{source}: its tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings; "
+            "give a directory whose tokenizer belongs to the model"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        if len(tokenizer) > rows:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.padding_side = "right"
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,172 @@
+"""Scorers: where the scores of completions come from.
+
+A scorer is anything with `score(rollout) -> {aspect: values}`, values being a number per completion or None for "not
+scored". What is not a finite number or None is an error: a failed reward is never 0.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from equipoise.config import ScorerConfig
+from equipoise.errors import ConfigError, RewardError
+from equipoise.models.aspects import Aspect
+from equipoise.rollout.types import Rollout
+
+Scores = Mapping[str, Sequence[float | None]]
+
+
+class Scorer(Protocol):
+    """What `score_rollout` needs of a source of scores."""
+
+    name: str
+    aspects: list[Aspect]
+
+    def score(self, rollout: Rollout) -> Scores:
+        """A value, or None, per aspect and completion, in native units."""
+        ...
+
+
+class RewardModelScorer:
+    """A saved reward model."""
+
+    def __init__(self, reward_model: Any, name: str, batch_size: int = 32) -> None:
+        self.name = name
+        self.model = reward_model
+        self.aspects: list[Aspect] = list(reward_model.aspect_specs)
+        self._batch_size = batch_size
+
+    def score(self, rollout: Rollout) -> Scores:
+        """Native-scale predictions; NaN from the network is left for `score_rollout` to refuse."""
+        scores_BK = self.model.score(list(rollout.prompts), list(rollout.completions), batch_size=self._batch_size)
+        return {aspect.name: scores_BK[:, k].tolist() for k, aspect in enumerate(self.aspects)}
+
+
+class FunctionScorer:
+    """A Python function `f(prompts, completions) -> {aspect: values}`."""
+
+    def __init__(self, function: Callable[..., Any], name: str, aspects: list[Aspect]) -> None:
+        self.name = name
+        self.aspects = aspects
+        self._function = function
+
+    def score(self, rollout: Rollout) -> Scores:
+        """Whatever the function returns, checked by `score_rollout`; an exception becomes a RewardError."""
+        try:
+            result = self._function(list(rollout.prompts), list(rollout.completions))
+        except Exception as error:
+            raise RewardError(f"reward function {self.name} raised {type(error).__name__}: {error}") from error
+        if not isinstance(result, Mapping):
+            raise RewardError(
+                f"reward function {self.name} returned {type(result).__name__}; return {{aspect: list of numbers}}"
+            )
+        return result
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Import `package.module:function`. Raises ConfigError naming what is missing."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"function {name!r}: cannot import {module_name!r} ({error}); "
+            "is its directory on PYTHONPATH and the name right?"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ConfigError(f"function {name!r}: module {module_name!r} has no function {attribute!r}")
+    return function
+
+
+def build_scorers(configs: Sequence[ScorerConfig]) -> list[Scorer]:
+    """The scorers a recipe lists. Raises ConfigError where two give the same aspect."""
+    scorers: list[Scorer] = []
+    for config in configs:
+        if config.reward_model is not None:
+            from equipoise.models.reward_model import RewardModel
+
+            model = RewardModel.load(Path(config.reward_model))
+            scorers.append(RewardModelScorer(model, config.reward_model, config.batch_size))
+        else:
+            assert config.function is not None
+            aspects = [Aspect.from_config(name, aspect) for name, aspect in config.aspects.items()]
+            scorers.append(FunctionScorer(load_function(config.function), config.function, aspects))
+    all_aspects(scorers)
+    return scorers
+
+
+def all_aspects(scorers: Sequence[Scorer]) -> list[Aspect]:
+    """Aspects of all scorers, in their order. Raises ConfigError for a name two scorers give."""
+    owners: dict[str, str] = {}
+    for scorer in scorers:
+        for aspect in scorer.aspects:
+            if aspect.name in owners:
+                raise ConfigError(
+                    f"aspect {aspect.name!r} is given by both {owners[aspect.name]} and {scorer.name}; "
+                    "every aspect has one source: rename or remove one"
+                )
+            owners[aspect.name] = scorer.name
+    return [aspect for scorer in scorers for aspect in scorer.aspects]
+
+
+def score_rollout(rollout: Rollout, scorers: Sequence[Scorer]) -> Tensor:
+    """Native scores [B, K], float64, NaN where a scorer returned None; columns as in `all_aspects`.
+
+    Identical (prompt, completion) pairs are scored once: the same text then has the same score, and a group of equal
+    completions has exactly no variance.
+
+    Raises RewardError naming scorer, aspect and row for a wrong length, an unknown or missing aspect, NaN or inf.
+    """
+    keys = [(repr(prompt), text) for prompt, text in zip(rollout.prompts, rollout.completions, strict=True)]
+    first_row: dict[tuple[str, str], int] = {}
+    for row, key in enumerate(keys):
+        first_row.setdefault(key, row)
+    distinct = rollout[list(first_row.values())]
+    position = {key: index for index, key in enumerate(first_row)}
+    inverse = torch.tensor([position[key] for key in keys], dtype=torch.long)
+    columns: list[Tensor] = []
+    for scorer in scorers:
+        scores = scorer.score(distinct)
+        _check_names(scorer, scores)
+        for aspect in scorer.aspects:
+            columns.append(_column(scorer.name, aspect.name, scores[aspect.name], len(distinct)))
+    return torch.stack(columns, dim=1)[inverse]
+
+
+def _check_names(scorer: Scorer, scores: Scores) -> None:
+    declared = {aspect.name for aspect in scorer.aspects}
+    for name in scores:
+        if name not in declared:
+            raise RewardError(
+                f"scorer {scorer.name} returned the unknown aspect {name!r}; it declares {', '.join(sorted(declared))}"
+            )
+    for name in declared:
+        if name not in scores:
+            raise RewardError(f"scorer {scorer.name} returned no values for aspect {name!r}; use None for not scored")
+
+
+def _column(scorer: str, aspect: str, values: Any, count: int) -> Tensor:
+    listed = values.tolist() if isinstance(values, Tensor) or hasattr(values, "tolist") else list(values)
+    if len(listed) != count:
+        raise RewardError(
+            f"scorer {scorer}, aspect {aspect!r}: {len(listed)} values for {count} completions; return one for each"
+        )
+    column = torch.full((count,), math.nan, dtype=torch.float64)
+    for row, value in enumerate(listed):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise RewardError(
+                f"scorer {scorer}, aspect {aspect!r}, completion {row}: {value!r} is not a finite number; "
+                "return None where there is no score"
+            )
+        column[row] = float(value)
+    return column
