@@ -1,6 +1,7 @@
 """Combining several rewards into one advantage. A method is a file here and a line in METHODS."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +11,9 @@ from equipoise.functional.objectives.gdpo import gdpo
 from equipoise.functional.objectives.weighted_sum import weighted_sum
 
 
-class Method(Protocol):
-    """Returns contributions [B, K] in float64: what each objective adds to each completion's advantage."""
-
-    def __call__(
-        self, rewards_BK: Tensor, group_ids_B: Tensor, weights_K: Tensor, *, delta: float, **options: Any
-    ) -> Tensor: ...
-
+# (rewards_BK, group_ids_B, weights_K, *, delta, **its own options) -> contributions [B, K] in float64: what each
+# objective adds to each completion's advantage.
+Method = Callable[..., Tensor]
 
 METHODS: dict[str, Method] = {
     "weighted_sum": weighted_sum,
@@ -46,9 +43,11 @@ def combine_objectives(
     Example: one group, rewards [[1, 0], [0, 0.5]], weights [1, 1], delta 0: centred sums [0.5 - 0.25, -0.5 + 0.25],
     std 0.25 * sqrt(2), advantages [0.70711, -0.70711].
     """
-    return objective_contributions(
-        rewards_BK, group_ids_B, weights_K, method=method, delta=delta, **options
-    ).sum(1).to(output_dtype(rewards_BK))
+    return (
+        objective_contributions(rewards_BK, group_ids_B, weights_K, method=method, delta=delta, **options)
+        .sum(1)
+        .to(output_dtype(rewards_BK))
+    )
 
 
 def objective_contributions(

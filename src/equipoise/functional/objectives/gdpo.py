@@ -14,7 +14,7 @@ def gdpo(rewards_BK: Tensor, group_ids_B: Tensor, weights_K: Tensor, *, delta: f
     rewards on k are all equal has z = 0 there. std is the unbiased std of sum_k w_k z_ik over the batch's completions
     with any score, those of groups without variance included: they are part of the batch, and the batch's advantages
     come out with variance 1 however many they are. (The batch's mean is 0 by construction, so that subtracting it
-    would only turn exact zeros into rounding.) Source: GDPO, arXiv 2601.05242, equations 4 to 7.
+    would only turn exact zeros into rounding.) Source: GDPO, arXiv 2601.05242, section 3.
     """
     rewards = centre_rewards(rewards_BK, group_ids_B)
     std_GK = spread(rewards.centred_BK, rewards.scored_BK, rewards.index_B, rewards.num_groups)

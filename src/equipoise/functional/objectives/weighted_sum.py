@@ -11,7 +11,7 @@ def weighted_sum(rewards_BK: Tensor, group_ids_B: Tensor, weights_K: Tensor, *, 
 
     c_ik is the reward less the mean of the group's scored rewards on objective k, 0 where missing; std_g is the
     unbiased std of sum_k w_k c_ik over the group's completions with any score. Without gaps this is GRPO on the
-    weighted sum of the rewards (arXiv 2503.21819, equation 4).
+    weighted sum of the rewards (arXiv 2503.21819).
     """
     rewards = centre_rewards(rewards_BK, group_ids_B)
     parts_BK = settle_ties(weights_K * rewards.centred_BK, weights_K * rewards.rounding_BK)
