@@ -33,11 +33,14 @@ class Backbone:
     head: nn.Linear
 
 
-def new_backbone(config: BackboneConfig, names: list[str], input_format: InputFormat, seed: int) -> Backbone:
+def new_backbone(
+    config: BackboneConfig, names: list[str], input_format: InputFormat, seed: int, *, keep_head: bool = False
+) -> Backbone:
     """The backbone a recipe names, with a fresh head: weights ~ N(0, initializer_range), bias 0, from `seed`.
 
-    A head that the checkpoint carries is not kept: it was trained for other outputs. `max_length` is lowered to what
-    the backbone's positions allow. Raises ConfigError for a model that cannot be a reward model.
+    A head that the checkpoint carries was trained for other outputs and is kept only where `keep_head` says so.
+    `max_length` is lowered to what the backbone's positions allow. Raises ConfigError for a model that cannot be a
+    reward model.
     """
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     model_config = load_config(config.model, **options)
@@ -45,20 +48,21 @@ def new_backbone(config: BackboneConfig, names: list[str], input_format: InputFo
     if config.dropout is not None:
         set_dropout(model_config, config.dropout)
     tokenizer = load_tokenizer(config.model, **options)
+    _set_pad_token(tokenizer, model_config, config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _load(config.model, model_config, random=config.initialise == "random", **options)
-        _set_pad_token(tokenizer, model, config.model)
+        random = config.initialise == "random"
+        model = _load(config.model, model_config, random=random, complete=keep_head, **options)
+        _set_pad_id(model, tokenizer)
         inputs = reward_inputs(tokenizer, model, input_format, config.model)
         probe = inputs.collate(inputs.rows(["a", "a a"], ["a", "a"]))
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ConfigError(f"{config.model}: no parameter of it can be trained")
         head_name, head = find_head(model, probe, config.model)
         check_padding(model, probe, tokenizer.pad_token_id, config.model)
-        std = float(getattr(model_config.get_text_config(), "initializer_range", None) or 0.02)
-        nn.init.normal_(head.weight, std=std)
-        if head.bias is not None:
-            nn.init.zeros_(head.bias)
+        if not keep_head:
+            std = float(getattr(model_config.get_text_config(), "initializer_range", None) or 0.02)
+            nn.init.normal_(head.weight, std=std)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
     inputs.truncation = type(inputs.truncation)()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -96,8 +100,7 @@ def reward_inputs(tokenizer: Any, model: Any, input_format: InputFormat, source:
         input_format = replace(input_format, max_length=limit)
     # Segment ids only where the network has segments: GPT-2, for one, would look them up in its word embeddings.
     has_segments = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
-    use_token_types = has_segments and "token_type_ids" in tokenizer.model_input_names
-    return RewardInputs(tokenizer, input_format, use_token_types=use_token_types)
+    return RewardInputs(tokenizer, input_format, use_token_types=has_segments)
 
 
 def set_dropout(config: Any, rate: float) -> list[str]:
@@ -164,7 +167,9 @@ def _load(
             ) from error
         raise ConfigError(f"{name}: cannot load the model: {_first_line(error)}") from error
     base = f"{model.base_model_prefix}."
-    missing = sorted(key for key in report["missing_keys"] if complete or (key.startswith(base) and "pooler" not in key))
+    missing = sorted(
+        key for key in report["missing_keys"] if complete or (key.startswith(base) and "pooler" not in key)
+    )
     if missing:
         raise ConfigError(
             f"{name}: {len(missing)} weights are not in the checkpoint ({', '.join(missing[:3])}, ...); "
@@ -178,30 +183,38 @@ def _quiet_loading() -> Iterator[None]:
     """Without transformers' report of missing head weights: they are always missing here, and always set."""
     from transformers.utils import logging as transformers_logging
 
-    level = transformers_logging.get_verbosity()
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
-def _set_pad_token(tokenizer: Any, model: Any, source: str) -> None:
+def _set_pad_token(tokenizer: Any, config: Any, source: str) -> None:
     """Give tokenizer and config one pad id, apart from EOS, adding a token where there is none.
 
     Decoders find the token they pool at as the last one whose id is not the pad id; were EOS the pad, the EOS that
-    ends every input would be skipped.
+    ends every input would be skipped. The config has it before the model is built: RoBERTa counts positions from it.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    text_config = config.get_text_config()
+    if len(tokenizer) > text_config.vocab_size:
         raise ConfigError(
-            f"{source}: its tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings; "
+            f"{source}: its tokenizer has {len(tokenizer)} tokens and the model {text_config.vocab_size} embeddings; "
             "give a directory whose tokenizer belongs to the model"
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        if len(tokenizer) > rows:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tokenizer.padding_side = "right"
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    fits = tokenizer.pad_token_id < text_config.vocab_size
+    config.pad_token_id = text_config.pad_token_id = tokenizer.pad_token_id if fits else None
+
+
+def _set_pad_id(model: Any, tokenizer: Any) -> None:
+    """Make room for an added pad token, and name it in the config."""
+    if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""The last linear layer of a sequence-classification model: finding it, scaling it, and what a backbone must satisfy."""
+"""The last linear layer of a sequence classifier: finding it, scaling it, and what a backbone must satisfy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def find_head(model: Any, probe: Mapping[str, Tensor], source: str) -> tuple[str
     candidates = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels and not name.startswith(base)
+        if isinstance(module, nn.Linear)
+        and module.out_features == model.config.num_labels
+        and not name.startswith(base)
     ]
     before = _logits(model, probe)
     for name, module in reversed(candidates):

@@ -134,7 +134,8 @@ class RewardInputs:
         response_ids = _token_ids(self.tokenizer, list(responses))
         if self.format.format == "chat":
             rows = [
-                self._chat_row(prompt, ids, i) for i, (prompt, ids) in enumerate(zip(prompts, response_ids, strict=True))
+                self._chat_row(prompt, ids, i)
+                for i, (prompt, ids) in enumerate(zip(prompts, response_ids, strict=True))
             ]
         else:
             prompt_ids = _token_ids(self.tokenizer, [prompt_text(prompt) for prompt in prompts])

@@ -1,0 +1,334 @@
+"""The multi-label reward regression model: one network, one named output per aspect."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.config import BackboneConfig, InputFormatConfig
+from equipoise.data import save_tokenizer_checked
+from equipoise.errors import CheckpointError, ConfigError, RewardError
+from equipoise.models.aspects import Aspect
+from equipoise.models.loading import check_model_directory, resolve_precision
+from equipoise.models.reward_backbone import Backbone, new_backbone, saved_backbone
+from equipoise.models.reward_head import folded_head
+from equipoise.models.reward_inputs import EncodedRow, InputFormat, Prompt, TruncationCount
+
+REWARD_MODEL_FILE = "equipoise.json"
+FORMAT_VERSION = 1
+
+
+class RewardModule(nn.Module):
+    """What `accelerator.prepare` wraps: encoded batch in, standardised predictions [B, K] out (float32).
+
+    Standardised means in units of each aspect's training std, from its training mean. A fresh network is trained to
+    answer in these units; a saved one answers in native units, which `scale` and `shift` undo.
+    """
+
+    scale_K: Tensor
+    shift_K: Tensor
+
+    def __init__(self, model: Any, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+        num_labels = model.config.num_labels
+        self.register_buffer("scale_K", torch.ones(num_labels), persistent=False)
+        self.register_buffer("shift_K", torch.zeros(num_labels), persistent=False)
+
+    def logits(self, **batch: Tensor) -> Tensor:
+        """The network's own outputs [B, K], float32."""
+        device_type = batch["input_ids"].device.type
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.model(**batch).logits.float()
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Standardised predictions [B, K] of a batch from `RewardModel.encode`."""
+        return self.logits(**batch) * self.scale_K + self.shift_K
+
+
+class RewardModel:
+    """Scores responses on K named aspects, in the units people scored them in.
+
+    `native = logits * native_scale + native_offset`: a network in training has its aspects' std and mean there; a
+    loaded one has 1 and the stored `offset`, because saving folds the scaling into the last linear layer.
+
+    Attributes:
+        module: the network (`RewardModule`), float32 weights.
+        aspect_specs: the aspects, in the order of the outputs.
+        inputs: the encoder of prompts and responses; `inputs.truncation` counts what did not fit.
+        source: directory or hub name, for messages.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        aspects: Sequence[Aspect],
+        *,
+        native_scale: Sequence[float] | None = None,
+        native_offset: Sequence[float] | None = None,
+        precision: str = "float32",
+        source: str = "reward model",
+    ) -> None:
+        self._backbone = backbone
+        self.aspect_specs = list(aspects)
+        self.inputs = backbone.inputs
+        self.tokenizer = backbone.inputs.tokenizer
+        self.source = source
+        size = sum(parameter.numel() for parameter in backbone.model.parameters())
+        self.module = RewardModule(backbone.model, resolve_precision(precision, size))
+        self.native_scale = list(native_scale) if native_scale else [aspect.std for aspect in aspects]
+        self.native_offset = list(native_offset) if native_offset else [aspect.mean for aspect in aspects]
+        self._set_standardisation()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        config: BackboneConfig,
+        aspects: Sequence[Aspect],
+        input_format: InputFormatConfig | InputFormat | None = None,
+        seed: int = 0,
+    ) -> RewardModel:
+        """A new reward model with one fresh output per aspect, ready to be trained.
+
+        A directory saved by `RewardModel.save` with the same aspects in the same order keeps its outputs, so that
+        training can go on from it; any other checkpoint contributes the network under the outputs only.
+
+        Args:
+            config: the `model:` block of a reward recipe.
+            aspects: names, directions, and the mean and std of the training labels.
+            input_format: the `input:` block; `pair` with 512 tokens by default.
+            seed: of the weights that the checkpoint does not give.
+
+        Raises ConfigError naming the model and the mend: nothing there, no sequence-classification class, an
+        encoder-decoder, outputs that change with padding, more tokens than embeddings, nothing fits the context.
+        """
+        _check_names(aspects)
+        layout = _input_format(input_format)
+        names = [aspect.name for aspect in aspects]
+        earlier = _stored(Path(config.model)) if (Path(config.model) / REWARD_MODEL_FILE).is_file() else {}
+        continues = config.initialise == "pretrained" and list(earlier.get("aspects", {})) == names
+        backbone = new_backbone(config, names, layout, seed, keep_head=continues)
+        scale = [1.0] * len(names) if continues else None
+        offset = [float(value) for value in earlier["offset"]] if continues else None
+        return cls(
+            backbone,
+            aspects,
+            native_scale=scale,
+            native_offset=offset,
+            precision=config.precision,
+            source=config.model,
+        )
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, *, device: torch.device | str | None = None, precision: str = "float32"
+    ) -> RewardModel:
+        """A reward model that `save` wrote, in evaluation mode.
+
+        Args:
+            directory: with config.json, safetensors weights, tokenizer and equipoise.json.
+            device: where it computes; the GPU if there is one, else the CPU.
+            precision: of the forward pass. float32 scores as plain `transformers` does; bfloat16 is faster and exact
+                to about 1% of an aspect's std.
+
+        Raises ConfigError where the directory is missing, is not a reward model, or contradicts itself.
+        """
+        path = Path(directory)
+        check_model_directory(str(path))
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such reward model directory")
+        values = _stored(path)
+        aspects = [Aspect.from_json(name, entry) for name, entry in values["aspects"].items()]
+        names = [aspect.name for aspect in aspects]
+        layout = InputFormat.from_json(values["input_format"], str(path / REWARD_MODEL_FILE))
+        backbone = saved_backbone(str(path), layout)
+        labels = [backbone.model.config.id2label[k] for k in range(backbone.model.config.num_labels)]
+        if labels != names:
+            raise ConfigError(
+                f"{path}: config.json names the outputs {labels} and {REWARD_MODEL_FILE} names the aspects {names}; "
+                "the two files do not belong together, save the reward model again"
+            )
+        model = cls(
+            backbone,
+            aspects,
+            native_scale=[1.0] * len(names),
+            native_offset=[float(value) for value in values["offset"]],
+            precision=precision,
+            source=str(path),
+        )
+        model.module.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        model.module.eval()
+        return model
+
+    @property
+    def aspects(self) -> list[str]:
+        """Aspect names, in the order of the columns of `score`."""
+        return [aspect.name for aspect in self.aspect_specs]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(self.module.parameters()).device
+
+    @property
+    def truncation(self) -> TruncationCount:
+        """What did not fit since the model was made or loaded."""
+        return self.inputs.truncation
+
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, Tensor]:
+        """The batch that the network takes: int64 [B, longest] `input_ids`, `attention_mask` and, where it has
+        segments, `token_type_ids`; right-padded. Raises DataError where the two lists differ in length.
+        """
+        return self.inputs.collate(self.inputs.rows(prompts, responses))
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch_size: int = 32) -> Tensor:
+        """Predicted scores [B, K], float32 on the CPU, in native units, columns as in `aspects`.
+
+        Rows of similar length share a batch; the result is in the order given and does not depend on the batching
+        beyond rounding. Raises RewardError naming aspect and row for a prediction that is not finite.
+        """
+        return self.score_rows(self.inputs.rows(prompts, responses), batch_size=batch_size)
+
+    def score_rows(self, rows: Sequence[EncodedRow], *, batch_size: int = 32) -> Tensor:
+        """`score` of rows already encoded by `inputs.rows`."""
+        scores_BK = torch.empty(len(rows), len(self.aspect_specs))
+        scale_K = torch.tensor(self.native_scale, device=self.device)
+        offset_K = torch.tensor(self.native_offset, device=self.device)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids), reverse=True)
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                for start in range(0, len(order), batch_size):
+                    indices = order[start : start + batch_size]
+                    batch = self.inputs.collate([rows[index] for index in indices])
+                    logits = self.module.logits(**{name: tensor.to(self.device) for name, tensor in batch.items()})
+                    scores_BK[indices] = (logits * scale_K + offset_K).cpu()
+        finally:
+            self.module.train(was_training)
+        self._check_finite(scores_BK)
+        return scores_BK
+
+    def save(self, directory: str | Path) -> Path:
+        """Write a plain transformers directory plus equipoise.json, whole or not at all; an earlier one is replaced.
+
+        Raises CheckpointError where the disk refuses, ConfigError where the saved tokenizer does not reload.
+        """
+        target = Path(directory)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            self._write(temporary)
+            _replace_directory(temporary, target)
+        except OSError as error:
+            raise CheckpointError(
+                f"{target}: cannot save the reward model: {error}; what was there before is untouched"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    def _write(self, directory: Path) -> None:
+        model = self._backbone.model
+        head, offset = folded_head(self._backbone.head_name, self._backbone.head, self.native_scale, self.native_offset)
+        state = {**model.state_dict(), **head}
+        model.save_pretrained(directory, state_dict=state)
+        save_tokenizer_checked(self.tokenizer, directory)
+        values = {
+            "format_version": FORMAT_VERSION,
+            "kind": "reward_model",
+            "aspects": {aspect.name: aspect.to_json() for aspect in self.aspect_specs},
+            "offset": offset,
+            "input_format": self.inputs.format.to_json(),
+        }
+        (directory / REWARD_MODEL_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def _set_standardisation(self) -> None:
+        """`standardised = (native - mean) / std`, in float64 before it is rounded: exactly 1 and 0 in training."""
+        triples = zip(self.aspect_specs, self.native_scale, self.native_offset, strict=True)
+        pairs = [(scale / aspect.std, (offset - aspect.mean) / aspect.std) for aspect, scale, offset in triples]
+        self.module.scale_K.copy_(torch.tensor([scale for scale, _ in pairs]))
+        self.module.shift_K.copy_(torch.tensor([shift for _, shift in pairs]))
+
+    def _check_finite(self, scores_BK: Tensor) -> None:
+        broken = (~torch.isfinite(scores_BK)).nonzero()
+        if len(broken):
+            row, k = broken[0].tolist()
+            raise RewardError(
+                f"{self.source}: the score of aspect {self.aspects[k]!r} in row {row} is {float(scores_BK[row, k])} "
+                f"({len(broken)} such scores); the model's weights or its training are broken"
+            )
+
+
+def _input_format(value: InputFormatConfig | InputFormat | None) -> InputFormat:
+    if value is None:
+        return InputFormat()
+    if isinstance(value, InputFormat):
+        return value
+    return InputFormat(value.format, value.separator, value.max_length)
+
+
+def _check_names(aspects: Sequence[Aspect]) -> None:
+    names = [aspect.name for aspect in aspects]
+    if not names:
+        raise ConfigError("a reward model needs at least one aspect")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"aspects are named twice: {', '.join(repeated)}; names must differ")
+    for aspect in aspects:
+        if not (math.isfinite(aspect.mean) and math.isfinite(aspect.std) and aspect.std > 0):
+            raise ConfigError(f"aspect {aspect.name!r}: mean {aspect.mean}, std {aspect.std}; std must be above 0")
+
+
+def _stored(directory: Path) -> dict[str, Any]:
+    """equipoise.json of a reward model, with the fields that loading needs checked."""
+    path = directory / REWARD_MODEL_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{directory}: not a reward model, it has no {REWARD_MODEL_FILE}; give the directory that reward training "
+            "wrote (RUN/model)"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); save the reward model again") from error
+    missing = [
+        key for key in ("aspects", "offset", "input_format") if not isinstance(values, dict) or key not in values
+    ]
+    if missing:
+        raise ConfigError(f"{directory}: not a reward model, {REWARD_MODEL_FILE} has no {', '.join(missing)}")
+    if not isinstance(values["aspects"], Mapping) or not values["aspects"]:
+        raise ConfigError(f"{path}: `aspects` is {values['aspects']!r}; expected a mapping of names")
+    offset = values["offset"]
+    if not isinstance(offset, list) or len(offset) != len(values["aspects"]):
+        raise ConfigError(f"{path}: `offset` is {offset!r}; expected {len(values['aspects'])} numbers, one per aspect")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in offset):
+        raise ConfigError(f"{path}: `offset` is {offset!r}; expected finite numbers")
+    for name, entry in values["aspects"].items():
+        if not isinstance(entry, Mapping) or "higher_is_better" not in entry:
+            raise ConfigError(f"{path}: aspect {name!r} has no `higher_is_better`")
+    return values
+
+
+def _replace_directory(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; an existing target is moved aside first and removed last."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        os.replace(target, aside)
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
