@@ -10,7 +10,6 @@ from equipoise.functional.advantages import output_dtype
 from equipoise.functional.objectives.gdpo import gdpo
 from equipoise.functional.objectives.weighted_sum import weighted_sum
 
-
 # (rewards_BK, group_ids_B, weights_K, *, delta, **its own options) -> contributions [B, K] in float64: what each
 # objective adds to each completion's advantage.
 Method = Callable[..., Tensor]

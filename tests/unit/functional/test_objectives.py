@@ -1,0 +1,242 @@
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise.functional.advantages import group_advantages
+from equipoise.functional.objectives import METHODS, combine_objectives, objective_contributions, variance_shares
+
+NAN = math.nan
+cell = st.one_of(st.just(NAN), st.integers(-4, 4).map(lambda n: n / 4))
+tables = st.lists(st.tuples(cell, cell, cell, st.integers(0, 2)), min_size=1, max_size=14)
+weightings = st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 2.0])] * 3)
+methods = st.sampled_from(sorted(METHODS))
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def split(rows):
+    return tensor(*[row[:3] for row in rows]), torch.tensor([row[3] for row in rows])
+
+
+def by_hand(rows, weights, method, delta):
+    """Section 4 of the design in plain Python, one completion and one objective at a time."""
+    size = len(rows)
+    total = [0.0] * size
+    scored = [any(weights[k] > 0 and not math.isnan(rows[i][k]) for k in range(3)) for i in range(size)]
+    for k in range(3):
+        for group in {row[3] for row in rows}:
+            members = [i for i in range(size) if rows[i][3] == group and not math.isnan(rows[i][k])]
+            values = [rows[i][k] for i in members]
+            if len(set(values)) < 2:
+                continue
+            scale = statistics.stdev(values) + delta if method == "gdpo" else 1
+            for i in members:
+                total[i] += weights[k] * (rows[i][k] - statistics.fmean(values)) / scale
+    total = [0.0 if abs(value) < 1e-12 else value for value in total]
+
+    def deviation(members):
+        values = [total[i] for i in members if scored[i]]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    if method == "gdpo":
+        stds = [deviation(range(size))] * size
+    else:
+        stds = [deviation([j for j in range(size) if rows[j][3] == rows[i][3]]) for i in range(size)]
+    return [t / (std + delta) if t else 0.0 for t, std in zip(total, stds, strict=True)]
+
+
+@given(tables, weightings, methods, st.sampled_from([0.0, 1e-4, 0.25]))
+def test_against_plain_python(rows, weights, method, delta):
+    rewards, ids = split(rows)
+    found = combine_objectives(rewards, ids, tensor(*weights), method=method, delta=delta)
+    assert found.tolist() == pytest.approx(by_hand(rows, weights, method, delta), rel=1e-6, abs=1e-9)
+
+
+def test_weighted_sum_by_hand_with_a_gap():
+    """Column 0: 0, 2, 4, centred -2, 0, 2. Column 1: 1, nan, 3, centred -1, 0, 1. Weights 1, 2: sums -4, 0, 4.
+
+    The unbiased std of -4, 0, 4 is 4; delta 1 gives -0.8, 0, 0.8. Imputing 0 for the gap would give the middle
+    completion a negative advantage for not having been scored.
+    """
+    rewards = tensor([0, 1], [2, NAN], [4, 3])
+    found = combine_objectives(rewards, torch.tensor([3, 3, 3]), tensor(1, 2), delta=1)
+    assert found.tolist() == pytest.approx([-0.8, 0, 0.8], rel=1e-12)
+
+
+def test_gdpo_by_hand():
+    """Group 0, column 0: 0, 2: std sqrt 2, z = -+1 / sqrt 2. Column 1: 0, 100: the same z. Weights 1, 3: -+4 / sqrt 2.
+
+    Group 1: column 0 equal, column 1: 5, 1: z = +-1 / sqrt 2, times 3. Sum of squares 2 * 8 + 2 * 4.5 = 25, std
+    sqrt(25 / 3).
+    """
+    rewards = tensor([0, 0], [2, 100], [7, 5], [7, 1])
+    found = combine_objectives(rewards, torch.tensor([0, 0, 1, 1]), tensor(1, 3), method="gdpo", delta=0)
+    std = 5 / math.sqrt(3)
+    four, three = 4 / math.sqrt(2), 3 / math.sqrt(2)
+    assert found.tolist() == pytest.approx([-four / std, four / std, three / std, -three / std], rel=1e-12)
+
+
+def test_the_default_method_and_delta():
+    """Centred sums -1, 1; std sqrt 2; delta 1e-4."""
+    found = combine_objectives(tensor([0, 0], [1, 1]), torch.tensor([0, 0]), tensor(1, 1))
+    assert found[1].item() == pytest.approx(1 / (math.sqrt(2) + 1e-4), rel=1e-12)
+    contributions = objective_contributions(tensor([0, 0], [2, 4]), torch.tensor([0, 0]), tensor(1, 1))
+    root = math.sqrt(18) + 1e-4
+    assert contributions[1].tolist() == pytest.approx([1 / root, 2 / root], rel=1e-12)
+
+
+@given(tables, weightings)
+def test_one_objective_is_group_advantages(rows, weights):
+    rewards, ids = split(rows)
+    for method in METHODS:
+        scale = {"weighted_sum": "std"}.get(method)
+        if scale:
+            found = combine_objectives(rewards[:, :1], ids, tensor(1), method=method)
+            assert torch.allclose(found, group_advantages(rewards[:, 0], ids), rtol=1e-9, atol=1e-12)
+
+
+@given(tables, weightings)
+def test_without_gaps_the_weighted_sum_is_plain_grpo(rows, weights):
+    rewards, ids = split(rows)
+    rewards = rewards.nan_to_num(0.5)
+    found = combine_objectives(rewards, ids, tensor(*weights))
+    assert torch.allclose(found, group_advantages(rewards @ tensor(*weights), ids), rtol=1e-6, atol=1e-9)
+
+
+@given(tables, weightings, methods)
+def test_groups_sum_to_zero_and_only_scores_count(rows, weights, method):
+    rewards, ids = split(rows)
+    weights_K = tensor(*weights)
+    found = combine_objectives(rewards, ids, weights_K, method=method)
+    for group in ids.unique():
+        assert found[ids == group].sum().item() == pytest.approx(0, abs=1e-7)
+    unscored = (rewards.isnan() | (weights_K == 0)).all(1)
+    assert found[unscored].eq(0).all()
+    for moved in (rewards + 3, torch.where(weights_K > 0, rewards, 77.0)):  # an offset, and what weighs nothing
+        assert torch.allclose(combine_objectives(moved, ids, weights_K, method=method), found, atol=1e-7)
+
+
+@given(tables, weightings, methods)
+def test_contributions_add_up(rows, weights, method):
+    rewards, ids = split(rows)
+    arguments = rewards, ids, tensor(*weights)
+    contributions = objective_contributions(*arguments, method=method)
+    assert contributions.shape == rewards.shape
+    assert torch.equal(contributions.sum(1), combine_objectives(*arguments, method=method))
+    assert contributions[rewards.isnan()].eq(0).all()
+
+
+@given(tables, st.integers(0, 1))
+def test_gdpo_has_variance_one_and_ignores_the_scale_of_an_objective(rows, column):
+    rewards, ids = split(rows)
+    arguments = ids, tensor(1, 1, 1)
+    found = combine_objectives(rewards, *arguments, method="gdpo", delta=0)
+    scored = ~rewards.isnan().all(1)
+    if found.ne(0).any():
+        assert found[scored].std().item() == pytest.approx(1, rel=1e-9)
+    rewards[:, column] *= 1000
+    assert torch.allclose(combine_objectives(rewards, *arguments, method="gdpo", delta=0), found, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("delta", [0.0, 1e-12, 1e-4])
+def test_equal_rewards_give_exactly_zero_beside_a_live_group(method, dtype, delta):
+    rewards = torch.tensor([[0.7, 0.1]] * 8 + [[0.0, 0.3], [1.0, 0.3]], dtype=dtype)
+    ids = torch.tensor([0] * 8 + [1, 1])
+    found = combine_objectives(rewards, ids, torch.tensor([0.3, 0.7]), method=method, delta=delta)
+    assert found[:8].eq(0).all()
+    assert found[8:].ne(0).all()
+    assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_objectives_that_cancel_are_a_tie_up_to_rounding(method):
+    """0.1 + 0.3 + 0.2 against 0.3 + 0.2 + 0.1: the sums of centred rewards differ by rounding alone."""
+    rewards = tensor([0.1, 0.3, 0.2], [0.3, 0.2, 0.1], [0.2, 0.1, 0.3])
+    found = combine_objectives(rewards, torch.zeros(3, dtype=torch.long), tensor(1, 1, 1), method=method, delta=0)
+    assert found.tolist() == [0, 0, 0]
+    contributions = objective_contributions(
+        rewards, torch.zeros(3, dtype=torch.long), tensor(1, 1, 1), method=method, delta=0
+    )
+    assert contributions.eq(0).all()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_difference_above_rounding_is_no_tie(method):
+    rewards = tensor([0.1, 0.3], [0.3, 0.1 + 1e-9])
+    found = combine_objectives(rewards, torch.tensor([0, 0]), tensor(1, 1), method=method, delta=0)
+    if method == "weighted_sum":  # gdpo gives both objectives the same spread, so they do cancel
+        assert found.tolist() == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)])
+    else:
+        assert found.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_zero_variance_is_judged_by_objective(method):
+    """Eight 0.7s on one objective add exactly nothing where another objective varies."""
+    varied = [0.0, 1.0] * 4
+    both = tensor(*[[0.7, value] for value in varied])
+    ids = torch.zeros(8, dtype=torch.long)
+    contributions = objective_contributions(both, ids, tensor(1, 1), method=method, delta=0)
+    assert contributions[:, 0].eq(0).all()
+    alone = combine_objectives(both[:, 1:], ids, tensor(1), method=method, delta=0)
+    assert torch.equal(contributions.sum(1), alone)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_an_objective_of_weight_zero_is_no_score(method):
+    """The third completion is scored on an objective of weight 0 alone: it must not widen the count of the std."""
+    ids = torch.tensor([0, 0, 0])
+    with_it = combine_objectives(tensor([0, 1], [2, 5], [NAN, 9]), ids, tensor(1, 0), method=method, delta=0)
+    without = combine_objectives(tensor([0], [2]), ids[:2], tensor(1), method=method, delta=0)
+    assert with_it.tolist() == [*without.tolist(), 0]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_nothing_scored_gives_zero(method):
+    ids = torch.tensor([0, 0])
+    assert combine_objectives(tensor([NAN, NAN], [NAN, NAN]), ids, tensor(1, 1), method=method).tolist() == [0, 0]
+    assert combine_objectives(tensor([1, 2], [3, 4]), ids, tensor(0, 0), method=method, delta=0).tolist() == [0, 0]
+    empty = combine_objectives(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), tensor(1, 1), method=method)
+    assert empty.tolist() == []
+
+
+def test_an_unknown_method_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown method 'mean' of combining objectives: choose one of weighted_sum"):
+        combine_objectives(tensor([1]), torch.tensor([0]), tensor(1), method="mean")
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.inf, NAN])
+def test_wrong_weights_are_refused(weight):
+    with pytest.raises(ValueError, match="weights must be finite numbers of at least 0, got"):
+        combine_objectives(tensor([1, 2]), torch.tensor([0]), tensor(1, weight))
+
+
+@pytest.mark.parametrize("rewards", [tensor([1]), tensor(1, 2)])
+def test_a_weight_for_each_column_is_needed(rewards):
+    with pytest.raises(ValueError, match="one column for each weight"):
+        combine_objectives(rewards, torch.tensor([0]), tensor(1, 2))
+
+
+def test_options_unknown_to_the_method_are_refused():
+    with pytest.raises(TypeError, match="temperature"):
+        combine_objectives(tensor([1]), torch.tensor([0]), tensor(1), temperature=3)
+
+
+def test_an_infinite_reward_names_its_column():
+    with pytest.raises(ValueError, match="objective column 1 holds -inf for completion 0"):
+        combine_objectives(tensor([1, -math.inf]), torch.tensor([0]), tensor(1, 0))
+
+
+def test_variance_shares_by_hand():
+    """Advantages 2, -2 from 3 - 1 and -3 + 1: shares 12 / 8 = 1.5 and -4 / 8 = -0.5. Around a mean of 1: 3, -1."""
+    assert variance_shares(tensor([3, -1], [-3, 1])).tolist() == [1.5, -0.5]
+    assert variance_shares(tensor([4, -1], [-2, 1])).tolist() == [1.5, -0.5]
+    assert variance_shares(tensor([0, 0], [0, 0])).tolist() == [0, 0]
