@@ -11,7 +11,17 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = ("equipoise", "torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+PACKAGES = (
+    "equipoise",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "numpy",
+)
 
 
 def describe_environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from equipoise.algorithms.checkpoint import (
@@ -56,7 +57,9 @@ class Interrupted(EquipoiseError):
 class Run:
     """The run directory of one training run, on every rank; only the main process writes."""
 
-    def __init__(self, out: str | Path, config: Recipe, *, resume: bool = False, accelerator: Accelerator | None = None):
+    def __init__(
+        self, out: str | Path, config: Recipe, *, resume: bool = False, accelerator: Accelerator | None = None
+    ):
         """Open or create the directory.
 
         Raises ConfigError where it holds another run, or, with `resume`, a run of another recipe (naming the keys);
@@ -68,7 +71,8 @@ class Run:
         self.config = config
         self.accelerator = accelerator or Accelerator()
         self.first_step = 0
-        self.last_evaluation: dict[str, Any] = {}
+        self.num_steps: int | None = None  # set by the algorithm, for whoever shows progress
+        self.listener: Callable[[dict[str, Any]], None] | None = None  # called with every line of metrics
         self._checkpoint: Checkpoint | None = None
         self._warned: set[str] = set()
         self._stop_signal: int | None = None
@@ -82,7 +86,7 @@ class Run:
     def _open(self, resume: bool) -> None:
         config_file = self.out / "config.json"
         values = resolved(self.config)
-        if config_file.is_file():
+        if config_file.is_file() and self._holds_results():
             if not resume:
                 raise ConfigError(f"{self.out}: already holds a run; continue it with --resume, or give another --out")
             before = json.loads(config_file.read_text(encoding="utf-8"))
@@ -94,7 +98,7 @@ class Run:
                 )
             self._checkpoint = load_checkpoint(self.checkpoints)
             self.first_step = self._checkpoint.step if self._checkpoint else 0
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        elif not config_file.is_file() and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ConfigError(f"{self.out}: exists and is not an Equipoise run directory; give another --out")
         self.accelerator.wait_for_everyone()
         if self.is_main:
@@ -104,13 +108,20 @@ class Run:
             self._warned = set(self._checkpoint.values["warned"])
         self.accelerator.wait_for_everyone()
 
+    def _holds_results(self) -> bool:
+        """False for a directory whose run stopped before its first step, on a wrong input say: nothing is lost."""
+        metrics = self.out / "metrics.jsonl"
+        has_metrics = metrics.is_file() and metrics.stat().st_size > 0
+        return has_metrics or bool(saved_steps(self.checkpoints)) or self.model_directory.exists()
+
     def _prepare_directory(self, config_file: Path, values: dict[str, Any]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.checkpoints)
+        for leftover in self.out.glob(".model.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
         self._forget_after(self.first_step)
         _write_json(self.out / "environment.json", {**describe_environment(), "processes": self.num_processes})
-        if not config_file.is_file():
-            _write_json(config_file, values)
+        _write_json(config_file, values)
 
     def _forget_after(self, step: int) -> None:
         """Truncate metrics.jsonl and completions/ to a step: what follows is computed again."""
@@ -150,12 +161,17 @@ class Run:
         """Processes that share the work."""
         return self.accelerator.num_processes
 
+    def totals(self, values: dict[str, float]) -> dict[str, float]:
+        """Sums over processes, key by key; every process brings the same keys in the same order."""
+        if self.num_processes == 1:
+            return dict(values)
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.accelerator.device)
+        summed = self.accelerator.reduce(tensor, reduction="sum")
+        return dict(zip(values, summed.tolist(), strict=True))  # type: ignore[union-attr]
+
     def total(self, value: float) -> float:
         """Sum over processes."""
-        if self.num_processes == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
-        return float(self.accelerator.reduce(tensor, reduction="sum")[0])  # type: ignore[index]
+        return self.totals({"value": value})["value"]
 
     def largest(self, value: int) -> int:
         """Maximum over processes."""
@@ -251,10 +267,15 @@ class Run:
         if self.is_main:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
+            if self.listener is not None:
+                self.listener(line)
         return line
 
     def write_completions(self, step: int, columns: dict[str, list[Any]]) -> None:
         """completions/step_NNNNNN.parquet, atomically."""
+        if self.num_processes > 1:
+            parts = gather_object([columns])
+            columns = {name: [value for part in parts for value in part[name]] for name in columns}
         if not self.is_main:
             return
         directory = self.out / "completions"
@@ -270,9 +291,10 @@ class Run:
             if self.is_main:
                 logger.warning(message)
 
-    def finish(self) -> None:
-        """Write the final cost.json; the model is already saved."""
+    def finish(self, save_model: Callable[[Path], Any]) -> None:
+        """Write `model/` and the final cost.json; `save_model(directory)` is atomic and called on the main process."""
         if self.is_main:
+            save_model(self.model_directory)
             _write_json(self.out / "cost.json", self._cost_now())
         self.accelerator.wait_for_everyone()
 
@@ -320,11 +342,3 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_json(path: Path, values: Any) -> None:
     _write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
-
-
-def save_model_once(run: Run, save: Any) -> None:
-    """Write `model/` on the main process; `save(directory)` is atomic."""
-    if run.is_main:
-        save(run.model_directory)
-        shutil.rmtree(run.out / ".model.partial", ignore_errors=True)
-    run.accelerator.wait_for_everyone()

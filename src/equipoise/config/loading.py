@@ -79,7 +79,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `key.sub=value` in place; the value is read as YAML. A list is indexed by number: `scorers.0.batch_size=8`."""
+    """Set `key.sub=value` in place; the value is read as YAML, a list indexed by number: `scorers.0.batch_size=8`."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {override!r}: expected key.sub=value")
@@ -118,7 +118,8 @@ def recipe_from_mapping(
         raise ConfigError(f"{source}: `algorithm` is missing; give one of {', '.join(RECIPES)}")
     if name not in RECIPES:
         raise ConfigError(
-            f"{source}: algorithm {name!r} is not available{_suggest(str(name), list(RECIPES))}; known: {', '.join(RECIPES)}"
+            f"{source}: algorithm {name!r} is not available{suggest(str(name), list(RECIPES))}; "
+            f"known: {', '.join(RECIPES)}"
         )
     schema = RECIPES[name]
     try:
@@ -145,7 +146,8 @@ def changed_keys(before: dict[str, Any], after: dict[str, Any], prefix: str = ""
     return changed
 
 
-def _suggest(name: str, known: list[str]) -> str:
+def suggest(name: str, known: list[str]) -> str:
+    """` (did you mean 'x'?)` for the closest known name, or nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -157,7 +159,7 @@ def _explain(problem: Any, schema: type[BaseModel], source: str, lines: dict[str
     where = f"{source}:{line}" if line else source
     if problem["type"] == "extra_forbidden":
         known = _known_keys(schema, location[:-1])
-        return f"{where}: unknown key `{dotted}`{_suggest(str(location[-1]), known)}; known here: {', '.join(known)}"
+        return f"{where}: unknown key `{dotted}`{suggest(str(location[-1]), known)}; known here: {', '.join(known)}"
     if problem["type"] == "missing":
         hint = " (there is no default direction: say true or false)" if location[-1] == "higher_is_better" else ""
         return f"{where}: `{dotted}` is missing; add it{hint}"

@@ -89,7 +89,7 @@ class RewardConfig(Recipe):
     loss: Literal["mse", "huber"] = Field(default="mse", description="On standardised labels, missing ones masked.")
     aspect_balance: Literal["labels", "equal"] = Field(
         default="labels",
-        description="labels: every label counts the same; equal: every aspect does, so that a small set is not drowned.",
+        description="labels: every label counts the same; equal: every aspect does, and no small set is drowned.",
     )
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="Of prompts, where rows have no split.")
     test_fraction: float = Field(default=0.1, ge=0, lt=0.5, description="Of prompts, where rows have no split.")

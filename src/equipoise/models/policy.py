@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from equipoise.config import LoraConfig, ModelConfig
-from equipoise.data import load_tokenizer, save_tokenizer_checked
+from equipoise.data import PromptFormat, load_tokenizer, save_tokenizer_checked
 from equipoise.errors import ConfigError
 from equipoise.models.loading import (
     build_model,
@@ -45,7 +45,7 @@ class Policy:
     tokenizer: Any
     name: str
     precision: str  # "float32" or "bfloat16"
-    prompt_format: str  # "chat" or "text", resolved
+    prompt_format: PromptFormat  # "chat" or "text", resolved
     eos_ids: tuple[int, ...]  # every id that ends a completion
     pad_id: int  # fills arrays; masks, not this id, say what is padding
     reference: Reference | None = None
@@ -209,9 +209,7 @@ def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _with_adapter(
-    model: Any, config: ModelConfig, base_name: str, continues: bool, seed: int, trainable: bool
-) -> Any:
+def _with_adapter(model: Any, config: ModelConfig, base_name: str, continues: bool, seed: int, trainable: bool) -> Any:
     """A fresh LoRA adapter, or the saved one, on the frozen base; adapter weights are float32."""
     import peft
 
@@ -262,7 +260,7 @@ def _enable_checkpointing(model: Any) -> None:
         model.enable_input_require_grads()
 
 
-def _resolve_prompt_format(config: ModelConfig, tokenizer: Any) -> str:
+def _resolve_prompt_format(config: ModelConfig, tokenizer: Any) -> PromptFormat:
     """`auto`: what the policy was saved with, else chat where the tokenizer has a template."""
     if config.prompt_format != "auto":
         return config.prompt_format

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equipoise.config import SamplingConfig
-from equipoise.data import PromptRecord, encode_prompt, pad_left
+from equipoise.data import PromptRecord, TruncationCounter, encode_prompt, pad_left
 from equipoise.errors import ConfigError
 from equipoise.models.policy import Policy
 from equipoise.rollout.randomness import uniforms
@@ -95,23 +95,19 @@ def _prompt_limit(policy: Policy, max_tokens: int, max_prompt_tokens: int | None
     room = context - max_tokens
     if room < 1:
         raise ConfigError(
-            f"sampling.max_tokens {max_tokens} leaves no room for a prompt in the {context} positions of {policy.name}; "
-            f"use at most {context - 1}"
+            f"sampling.max_tokens {max_tokens} leaves no room for a prompt in the {context} positions "
+            f"of {policy.name}; use at most {context - 1}"
         )
     return room if max_prompt_tokens is None else min(room, max_prompt_tokens)
 
 
 def _encode_prompts(policy: Policy, records: list[PromptRecord], limit: int | None) -> tuple[list[list[int]], int]:
-    encoded, truncated = [], 0
-    for record in records:
-        ids = encode_prompt(policy.tokenizer, record.prompt, prompt_format=policy.prompt_format)
-        if not ids:  # an empty text prompt: something has to predict the first token
-            start = policy.tokenizer.bos_token_id
-            ids = [start if start is not None else (policy.eos_ids or (policy.pad_id,))[0]]
-        if limit is not None and len(ids) > limit:
-            ids, truncated = ids[-limit:], truncated + 1
-        encoded.append(ids)
-    return encoded, truncated
+    counter = TruncationCounter()
+    encoded = [
+        encode_prompt(policy.tokenizer, r.prompt, prompt_format=policy.prompt_format, max_length=limit, counter=counter)
+        for r in records
+    ]
+    return encoded, counter.truncated
 
 
 @dataclass

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,14 +73,16 @@ class FunctionScorer:
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Import `package.module:function`. Raises ConfigError naming what is missing."""
+    """Import `package.module:function`; the working directory is searched last. Raises ConfigError for what is missing."""
+    if os.getcwd() not in sys.path:  # the console script does not have it, and users keep rewards beside their recipe
+        sys.path.append(os.getcwd())
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
             f"function {name!r}: cannot import {module_name!r} ({error}); "
-            "is its directory on PYTHONPATH and the name right?"
+            "is its directory the working directory or on PYTHONPATH, and the name right?"
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):

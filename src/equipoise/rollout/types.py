@@ -51,6 +51,19 @@ class Rollout:
                 changes[field.name] = tuple(value[position] for position in positions)
         return replace(self, **changes)
 
+    def trimmed(self) -> Rollout:
+        """The same rows without columns that are padding in all of them; at least one column of each kind stays."""
+        tokens = max(1, int(self.lengths_B.max())) if len(self) else 1
+        prompt = max(1, int(self.prompt_mask_BS.sum(dim=1).max())) if len(self) else 1
+        return replace(
+            self,
+            prompt_ids_BS=self.prompt_ids_BS[:, -prompt:],
+            prompt_mask_BS=self.prompt_mask_BS[:, -prompt:],
+            completion_ids_BT=self.completion_ids_BT[:, :tokens],
+            completion_mask_BT=self.completion_mask_BT[:, :tokens],
+            sampler_logprobs_BT=self.sampler_logprobs_BT[:, :tokens],
+        )
+
     @property
     def lengths_B(self) -> Tensor:
         """Sampled tokens per completion, the EOS included."""

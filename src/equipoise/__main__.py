@@ -1,0 +1,6 @@
+"""`python -m equipoise`."""
+
+from equipoise.cli.main import run
+
+if __name__ == "__main__":
+    run()

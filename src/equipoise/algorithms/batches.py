@@ -1,0 +1,44 @@
+"""Which rows a step works on: a pure function of seed and step, so a resumed run continues in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+from equipoise.rollout.randomness import derived_seed
+
+Row = TypeVar("Row")
+
+_ORDER = 1  # stream of random numbers, so that orders do not repeat the draws of another use of the seed
+
+
+def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Row indices of step 0, 1, ...: consecutive slices of an endless row of shuffled epochs.
+
+    An epoch is a permutation of all rows drawn from (seed, epoch); a batch may span two.
+    """
+    indices: list[int] = []
+    position = step * batch_size
+    while len(indices) < batch_size:
+        epoch, offset = divmod(position, num_rows)
+        generator = torch.Generator().manual_seed(derived_seed(seed, _ORDER, epoch))
+        order = torch.randperm(num_rows, generator=generator).tolist()
+        taken = order[offset : offset + batch_size - len(indices)]
+        indices += taken
+        position += len(taken)
+    return indices
+
+
+def own_part(rows: Sequence[Row], rank: int, num_processes: int) -> list[Row]:
+    """The contiguous share of a process; shares differ by at most one row."""
+    start, stop = (len(rows) * index // num_processes for index in (rank, rank + 1))
+    return list(rows[start:stop])
+
+
+def micro_batches(num_rows: int, size: int | None) -> list[slice]:
+    """Slices of at most `size` rows; one slice of everything where `size` is None, and at least one, empty or not."""
+    if size is None or num_rows == 0:
+        return [slice(0, num_rows)]
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]

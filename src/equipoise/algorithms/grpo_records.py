@@ -1,0 +1,91 @@
+"""What a GRPO step leaves behind: metrics, the completions file, and warnings."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.algorithms.grpo_signal import Objectives, Signal
+from equipoise.algorithms.run import Run
+from equipoise.functional.objectives import variance_shares
+from equipoise.rollout.types import Rollout
+
+HIGH_KL = 10.0  # nats per completion
+DOMINANT = 0.8  # share of the advantage's variance
+
+
+def step_metrics(
+    rollout: Rollout, scores_BK: Tensor, signal: Signal, objectives: Objectives, run: Run
+) -> dict[str, Any]:
+    """Reward, advantage and length statistics over all processes; docs/algorithms/grpo.md defines each."""
+    scores = run.gathered(scores_BK)
+    combined = run.gathered(signal.combined_B)
+    advantages = run.gathered(signal.advantages_B)
+    truncated = run.gathered(rollout.truncated_B.double())
+    lengths = signal.all_lengths.double()
+    metrics: dict[str, Any] = {}
+    for k, name in enumerate(objectives.names):
+        column = scores[:, k]
+        scored = column[~column.isnan()]
+        metrics[f"reward/{name}/mean"] = float(scored.mean()) if len(scored) else None
+        metrics[f"reward/{name}/std"] = float(scored.std()) if len(scored) > 1 else None
+        metrics[f"reward/{name}/missing"] = float(column.isnan().double().mean())
+    complete = combined[~combined.isnan()]
+    shares = variance_shares(run.gathered(signal.contributions_BK))
+    for name, share in zip(objectives.names, shares.tolist(), strict=True):
+        metrics[f"advantage/{name}/variance_share"] = share
+    return metrics | {
+        "reward/combined": float(complete.mean()) if len(complete) else None,
+        "reward/unscored": int(scores.isnan().all(dim=1).sum()),
+        "advantage/std": float(advantages.std()) if len(advantages) > 1 else 0.0,
+        "completion_length/mean": float(lengths.mean()),
+        "completion_length/max": float(lengths.max()),
+        "truncated_fraction": float(truncated.mean()),
+        "zero_variance_groups": signal.zero_variance_groups,
+        "trained_completions": int(signal.all_trained.sum()),
+        "prompts_truncated": int(run.total(rollout.prompts_truncated)),
+    }
+
+
+def completion_columns(
+    rollout: Rollout, scores_BK: Tensor, signal: Signal, objectives: Objectives
+) -> dict[str, list[Any]]:
+    """Columns of completions/step_*.parquet; share/<aspect> is what the aspect added to the advantage."""
+    columns: dict[str, list[Any]] = {
+        "prompt": [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in rollout.prompts],
+        "kind": list(rollout.kinds),
+        "completion": list(rollout.completions),
+        "group": rollout.group_ids_B.tolist(),
+        "index": rollout.index_in_group_B.tolist(),
+    }
+    for k, name in enumerate(objectives.names):
+        column = scores_BK[:, k]
+        columns[f"score/{name}"] = [
+            None if missing else value for value, missing in zip(column.tolist(), column.isnan().tolist(), strict=True)
+        ]
+    for k, name in enumerate(objectives.names):
+        columns[f"share/{name}"] = signal.contributions_BK[:, k].tolist()
+    columns["advantage"] = signal.advantages_B.tolist()
+    columns["finish_reason"] = list(rollout.finish_reasons)
+    columns["num_tokens"] = rollout.lengths_B.tolist()
+    return columns
+
+
+def warn_about(metrics: dict[str, Any], signal: Signal, objectives: Objectives, first_length: float, run: Run) -> None:
+    """Say once in a run what usually means that it goes wrong."""
+    kl = metrics.get("kl")
+    if kl is not None and kl > HIGH_KL:
+        run.warn_once("kl", f"KL to the reference is {kl:.1f} nats a completion: raise beta or lower the learning rate")
+    if metrics["truncated_fraction"] > 0.5:
+        run.warn_once("truncated", "more than half of the completions were cut at sampling.max_tokens: raise it")
+    if metrics["completion_length/mean"] > 2 * first_length:
+        run.warn_once("length", "completions are twice as long as at the start: the reward may favour length")
+    shares = torch.tensor([metrics[f"advantage/{name}/variance_share"] for name in objectives.names])
+    if int((objectives.weights_K > 0).sum()) > 1 and float(shares.max()) > DOMINANT:
+        name = objectives.names[int(shares.argmax())]
+        run.warn_once(
+            "dominant", f"aspect {name!r} makes over 80% of the advantage's variance: lower its weight or use gdpo"
+        )

@@ -1,0 +1,140 @@
+"""From scores to advantages, over all processes: what a GRPO step reinforces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from equipoise.algorithms.run import Run
+from equipoise.config import GRPOConfig
+from equipoise.config.loading import suggest
+from equipoise.errors import ConfigError
+from equipoise.functional.advantages import group_advantages, zero_variance_groups
+from equipoise.functional.objectives import METHODS, objective_contributions
+from equipoise.models.aspects import Aspect, utilities
+from equipoise.rollout.scorers import Scorer, all_aspects
+from equipoise.rollout.types import Rollout
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Aspects in the order of the score columns, and their weights."""
+
+    aspects: list[Aspect]
+    weights_K: Tensor  # float64, >= 0
+
+    @classmethod
+    def of(cls, config: GRPOConfig, scorers: Sequence[Scorer]) -> Objectives:
+        """Match weights with aspects by name. Raises ConfigError for an unknown or missing name or method."""
+        if config.combine.method not in METHODS:
+            raise ConfigError(
+                f"combine.method {config.combine.method!r} is not known"
+                f"{suggest(config.combine.method, list(METHODS))}; use one of {', '.join(METHODS)}"
+            )
+        aspects = all_aspects(scorers)
+        names = [aspect.name for aspect in aspects]
+        for name in config.objective_weights:
+            if name not in names:
+                raise ConfigError(
+                    f"objective_weights: unknown aspect {name!r}{suggest(name, names)}; "
+                    f"the scorers give {', '.join(names)}"
+                )
+        missing = [name for name in names if name not in config.objective_weights]
+        if missing:
+            raise ConfigError(
+                f"objective_weights: no weight for {', '.join(missing)}; "
+                "give one, 0 to log an aspect without training on it"
+            )
+        weights = [config.objective_weights[name] for name in names]
+        return cls(aspects, torch.tensor(weights, dtype=torch.float64))
+
+    @property
+    def names(self) -> list[str]:
+        """Aspect names in column order."""
+        return [aspect.name for aspect in self.aspects]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Advantages of a step. B counts this process's completions, N those of all processes."""
+
+    advantages_B: Tensor  # float64
+    contributions_BK: Tensor  # float64; what each objective adds to the advantage, sums to it over K
+    combined_B: Tensor  # float64; sum_k w_k u_k, NaN where a weighted aspect was not scored
+    trained_B: Tensor  # bool; False: in neither the numerator nor the normaliser of the loss
+    zero_variance_groups: int  # over all processes
+    all_group_ids: Tensor  # [N]
+    all_trained: Tensor  # [N] bool
+    all_lengths: Tensor  # [N] completion tokens
+    first_row: int  # position of this process's first completion among the N
+
+    def own_rows(self, rows: Tensor) -> Tensor:
+        """Those of these global rows that lie on this process, as local indices."""
+        local = rows - self.first_row
+        return local[(local >= 0) & (local < len(self.advantages_B))]
+
+    def normalizer(self, rows: Tensor, reduction: str) -> float:
+        """Global denominator of the loss over these rows: trained completions, or trained tokens for token_mean."""
+        trained = self.all_trained[rows]
+        if reduction == "token_mean":
+            return float(self.all_lengths[rows][trained].sum())
+        return float(trained.sum())
+
+
+def make_signal(rollout: Rollout, scores_BK: Tensor, objectives: Objectives, config: GRPOConfig, run: Run) -> Signal:
+    """Advantages from native scores; statistics that look across groups see the groups of all processes."""
+    utilities_BK = utilities(scores_BK, objectives.aspects)
+    gathered = run.gathered(utilities_BK)
+    group_ids = run.gathered(rollout.group_ids_B)
+    contributions = _contributions(gathered, group_ids, objectives, config)
+    advantages = contributions.sum(dim=1)
+    is_zero = zero_variance_groups(advantages, group_ids)
+    truncated = run.gathered(rollout.truncated_B.long()).bool()
+    trained = torch.ones_like(is_zero)
+    if config.mask_truncated:
+        trained &= ~truncated
+    if config.zero_variance == "skip":
+        trained &= ~is_zero
+    start = run.rank * len(rollout)
+    own = slice(start, start + len(rollout))
+    weighted = objectives.weights_K > 0
+    combined = (utilities_BK[:, weighted] * objectives.weights_K[weighted]).sum(dim=1)
+    return Signal(
+        advantages_B=advantages[own],
+        contributions_BK=contributions[own],
+        combined_B=combined,
+        trained_B=trained[own],
+        zero_variance_groups=len(group_ids[is_zero].unique()),
+        all_group_ids=group_ids,
+        all_trained=trained,
+        all_lengths=run.gathered(rollout.lengths_B.cpu()),
+        first_row=start,
+    )
+
+
+def _contributions(utilities_NK: Tensor, group_ids: Tensor, objectives: Objectives, config: GRPOConfig) -> Tensor:
+    """What each objective adds to each advantage [N, K]; their sum over K is the advantage."""
+    combine = config.combine
+    parts_NK = objective_contributions(
+        utilities_NK, group_ids, objectives.weights_K, method=combine.method, delta=combine.delta, **combine.options
+    )
+    if config.scale == "std":
+        return parts_NK
+    # The other scales divide the same centred sum by something else: rescale each row's parts to that advantage.
+    centred_NK = _centred(utilities_NK, group_ids, objectives)
+    total = centred_NK.sum(dim=1)
+    scaled = group_advantages(total, group_ids, scale=config.scale, delta=combine.delta)
+    factor = torch.where(total != 0, scaled / torch.where(total != 0, total, 1.0), 0.0)
+    return centred_NK * factor[:, None]
+
+
+def _centred(utilities_NK: Tensor, group_ids: Tensor, objectives: Objectives) -> Tensor:
+    """w_k times the utility less its group's mean [N, K], 0 where missing."""
+    columns = [
+        weight * torch.nan_to_num(group_advantages(utilities_NK[:, k], group_ids, scale="none"))
+        for k, weight in enumerate(objectives.weights_K)
+    ]
+    return torch.stack(columns, dim=1)

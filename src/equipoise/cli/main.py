@@ -1,0 +1,178 @@
+"""`equipoise`: argument parsing, exit codes, and one message for what goes wrong. The work is imported by the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from equipoise.errors import EquipoiseError
+
+app = typer.Typer(
+    name="equipoise",
+    help="Align language models to objectives that conflict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Prompts = Annotated[str, typer.Option("--prompts", help="Prompts: JSONL(.gz), CSV, Parquet, directory or hub name.")]
+Judge = Annotated[str, typer.Option("--judge", help="Reward model directory, `package.module:function` or `sandbox`.")]
+Weights = Annotated[str | None, typer.Option("--weights", help="Weights of the combined score: a=1,b=0.5.")]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Completions per prompt.")]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest completion, EOS included.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """`--debug` is taken out of the arguments in `run`; it is declared here so that --help shows it."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; default: the recipe's, else runs/NAME.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
+    ] = False,
+) -> None:
+    """Train what a recipe says: sft, reward or grpo."""
+    from equipoise.cli.train import train_recipe
+
+    train_recipe(recipe, overrides or [], out, resume)
+
+
+@app.command()
+def score(
+    reward_model: Annotated[str, typer.Argument(help="A reward model directory.")],
+    data: Annotated[str, typer.Argument(help="Rows with prompt and response.")],
+    out: Out,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Responses scored at once.")] = 32,
+) -> None:
+    """Score responses: every row gains `predicted`, a number per aspect on its native scale."""
+    from equipoise.cli.inference import score_file
+
+    score_file(reward_model, data, out, batch_size)
+
+
+@app.command()
+def generate(
+    policy: Annotated[str, typer.Argument(help="A policy: directory, adapter or hub name.")],
+    prompts: Prompts,
+    out: Out,
+    group_size: Annotated[int, typer.Option("--group-size", min=1, help="Completions per prompt.")] = 1,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 128,
+    seed: Seed = 0,
+) -> None:
+    """Sample completions of prompts."""
+    from equipoise.cli.inference import generate_file
+
+    generate_file(policy, prompts, out, group_size, temperature, max_tokens, seed)
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[str, typer.Argument(help="A policy: directory, adapter or hub name.")],
+    prompts: Prompts,
+    judge: Judge,
+    out: Out,
+    reference: Annotated[str | None, typer.Option("--reference", help="Policy to measure the KL to.")] = None,
+    weights: Weights = None,
+    samples: Samples = 1,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 128,
+    seed: Seed = 0,
+) -> None:
+    """Judge a policy on prompts: a table per aspect and prompt kind, with intervals."""
+    from equipoise.cli.evaluate import EvaluationOptions, evaluate_command
+
+    options = EvaluationOptions(prompts, judge, weights, samples, temperature, max_tokens, seed)
+    evaluate_command(policy, out, reference, options)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="NAME=RUN_DIR ...; a repeated NAME is another seed.")],
+    base: Annotated[str, typer.Option("--base", help="The policy everything is compared with.")],
+    prompts: Prompts,
+    judge: Judge,
+    out: Out,
+    weights: Weights = None,
+    samples: Samples = 1,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 128,
+    seed: Seed = 0,
+) -> None:
+    """Compare runs with a base policy on the same prompts: paired differences with intervals, and costs."""
+    from equipoise.cli.evaluate import EvaluationOptions, compare_command
+
+    options = EvaluationOptions(prompts, judge, weights, samples, temperature, max_tokens, seed)
+    compare_command(runs, base, out, options)
+
+
+@app.command()
+def validate(
+    target: Annotated[str, typer.Argument(help="A recipe (.yaml) or data.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ..., for a recipe.")] = None,
+) -> None:
+    """Check a recipe or data file and say what it holds; nothing is trained."""
+    from equipoise.cli.validate import validate_target
+
+    validate_target(target, overrides or [])
+
+
+def run() -> None:
+    """Entry point: 0 done; 1 a fault while running; 2 the input is wrong; 130/143 interrupted or terminated."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    _set_up_logging()
+    try:
+        app(standalone_mode=True)
+    except EquipoiseError as error:
+        if debug:
+            raise
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"{type(error).__name__}: {error}\nThis is a fault, not a wrong input; --debug shows where it happened.")
+        sys.exit(1)
+
+
+def _set_up_logging() -> None:
+    """Warnings of Equipoise go to stderr; the libraries' own progress bars and chatter stay quiet."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger = logging.getLogger("equipoise")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _say(message: str) -> None:
+    """To stderr, once: the other ranks of a distributed run have the same to say."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"equipoise: {message}", file=sys.stderr)

@@ -1,0 +1,93 @@
+"""`equipoise train`: load what a recipe names, hand it to the algorithm, show progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from equipoise.algorithms.grpo import train_grpo
+from equipoise.algorithms.run import Run
+from equipoise.algorithms.sft import train_sft
+from equipoise.cli.progress import TrainingProgress
+from equipoise.config import AnyRecipe, DataConfig, GRPOConfig, RewardConfig, SFTConfig, load_recipe
+from equipoise.data import load_demonstrations, load_prompts
+from equipoise.models.policy import Policy, load_policy
+from equipoise.rollout.scorers import build_scorers
+
+
+def train_recipe(recipe: Path, overrides: list[str], out: Path | None, resume: bool) -> None:
+    """Train what the recipe says into `out`. Everything that can be wrong with the input is said before training."""
+    config = load_recipe(recipe, overrides)
+    directory = out or Path(config.out or Path("runs") / recipe.stem)
+    run = Run(directory, config, resume=resume, accelerator=Accelerator())
+    if resume and run.is_complete:
+        print(f"{directory}: already complete; the result is in {run.model_directory}")
+        return
+    TRAINERS[type(config)](config, run)
+    if run.is_main:
+        print(f"done: {run.model_directory}", file=sys.stderr)
+
+
+def _train_sft(config: SFTConfig, run: Run) -> None:
+    records = _load(load_demonstrations, config.data)
+    policy = load_policy(config.policy, trainable=True, seed=config.seed, device=run.accelerator.device)
+    _announce(policy, run)
+    with TrainingProgress(run):
+        train_sft(policy, records, config, run)
+
+
+def _train_reward(config: RewardConfig, run: Run) -> None:
+    from equipoise.algorithms.reward_regression import train_reward
+
+    with TrainingProgress(run):
+        train_reward(config, run)
+
+
+def _train_grpo(config: GRPOConfig, run: Run) -> None:
+    prompts = _load(load_prompts, config.data)
+    held_out = _load(load_prompts, config.evaluation.prompts) if config.evaluation else []
+    scorers = build_scorers(config.scorers)
+    policy = load_policy(
+        config.policy,
+        trainable=True,
+        with_reference=config.beta > 0,
+        seed=config.seed,
+        device=run.accelerator.device,
+    )
+    _announce(policy, run)
+    evaluate = None
+    if config.evaluation is not None:
+        from equipoise.evaluation import make_evaluation_callback
+
+        evaluate = make_evaluation_callback(
+            policy, held_out, scorers, config.objective_weights, config.evaluation, config.seed
+        )
+    with TrainingProgress(run):
+        train_grpo(policy, scorers, prompts, config, run, evaluate=evaluate)
+
+
+TRAINERS: dict[type[AnyRecipe], Callable[[Any, Run], None]] = {
+    SFTConfig: _train_sft,
+    RewardConfig: _train_reward,
+    GRPOConfig: _train_grpo,
+}
+
+
+def _load(loader: Callable[..., list[Any]], sources: Sequence[DataConfig]) -> list[Any]:
+    """Rows of all sources, each read with its own columns and limit."""
+    return [record for source in sources for record in loader(source.path, columns=source.columns, limit=source.limit)]
+
+
+def _announce(policy: Policy, run: Run) -> None:
+    if run.is_main:
+        trained = sum(p.numel() for p in policy.trainable_parameters())
+        reference = f", reference: {policy.reference.description}" if policy.reference else ""
+        print(
+            f"{policy.name}: training {trained:,} parameters in {policy.precision}, prompts as {policy.prompt_format}"
+            f"{reference}",
+            file=sys.stderr,
+        )
