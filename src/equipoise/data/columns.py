@@ -88,6 +88,8 @@ def _collected_scores(
 ) -> Any:
     if file_format in (".csv", ".parquet") and isinstance(nested, str) and nested.lstrip().startswith("{"):
         nested = _parsed_cell("scores", nested)
+    if isinstance(nested, list) and nested and all(isinstance(pair, tuple) and len(pair) == 2 for pair in nested):
+        nested = dict(nested)  # Parquet's map type
     mapping = mapping if isinstance(mapping, Mapping) else {}
     flat = {match[1]: value for name, value in raw.items() if (match := _FLAT_SCORE.fullmatch(str(name)))}
     if (not mapping and not flat) or not (nested is None or nested == "" or isinstance(nested, dict)):

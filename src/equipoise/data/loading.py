@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from equipoise.config import DataConfig
+from equipoise.data.checks import demonstration_record, pair_record, prompt_record, scored_record
 from equipoise.data.columns import Columns
-from equipoise.data.problems import Problems, shown, suggestion
-from equipoise.data.reading import Location, Row, read_rows
-from equipoise.data.records import (
-    KINDS,
-    ROLES,
-    SPLITS,
-    DemonstrationRecord,
-    PairRecord,
-    Prompt,
-    PromptRecord,
-    ScoredRecord,
-)
+from equipoise.data.problems import Problems, suggestion
+from equipoise.data.reading import Row, read_rows
+from equipoise.data.records import DemonstrationRecord, PairRecord, PromptRecord, ScoredRecord
 from equipoise.errors import DataError
 
 Source = str | Path | DataConfig
 Sources = Source | Sequence[Source]
 R = TypeVar("R")
-
-_SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
 
 
 def load_prompts(source: Sources, *, columns: Columns | None = None, limit: int | None = None) -> list[PromptRecord]:
@@ -144,207 +132,3 @@ def _unpacked(
     if not isinstance(source, DataConfig):
         return source, columns, limit
     return source.path, source.columns or columns, source.limit if source.limit is not None else limit
-
-
-class _Checker:
-    """Reads the fields of one row, noting every problem instead of stopping at the first."""
-
-    def __init__(self, row: Row, problems: Problems) -> None:
-        self.location: Location = row.location
-        self.fields = row.fields
-        self._problems = problems
-        self._before = problems.count
-
-    @property
-    def good(self) -> bool:
-        return self._problems.count == self._before
-
-    def problem(self, message: str) -> None:
-        self._problems.add(self.location, message)
-
-    def required(self, name: str) -> Any:
-        """The value, or None after noting that it is missing."""
-        value = self.fields.get(name)
-        if value is None:
-            found = [str(key) for key in self.fields if self.fields[key] is not None]
-            state = "is null" if name in self.fields else "is missing"
-            close = suggestion(name, [key for key in found if key not in _READ]) or _usual_name(name, found)
-            self.problem(f"field `{name}` {state}{close}; the row has: {', '.join(found) or 'nothing'}")
-            self._problems.hint(f"If another column holds it, map it: `columns: {{{name}: <its name>}}`")
-        return value
-
-    def prompt(self) -> Prompt:
-        value = self.required("prompt")
-        if value is None:
-            return ""
-        if isinstance(value, str):
-            return self._text("prompt", value)
-        if not isinstance(value, list):
-            self.problem(f"`prompt` must be a text or a list of messages, found {shown(value)}")
-            return ""
-        return self._messages(value)
-
-    def _messages(self, value: list[Any]) -> list[dict[str, str]]:
-        messages: list[dict[str, str]] = []
-        for index, message in enumerate(value):
-            name = f"prompt[{index}]"
-            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-                self.problem(f'`{name}` must be {{"role": ..., "content": text}}, found {shown(message)}')
-            elif message.get("role") not in ROLES:
-                role = message.get("role")
-                self.problem(f"`{name}.role` is {role!r}{suggestion(role, ROLES)}; use {', '.join(ROLES)}")
-            else:
-                self._text(f"{name}.content", message["content"])
-                # Columnar formats fill keys that other rows have with null.
-                messages.append({key: part for key, part in message.items() if part is not None})
-        if not value:
-            self.problem("`prompt` is a list without messages; give at least one user message")
-        elif messages and len(messages) == len(value) and messages[-1]["role"] == "assistant":
-            self.problem("`prompt` ends with an assistant message, so there is nothing to answer; end with the user's")
-        return messages
-
-    def _text(self, name: str, value: str) -> str:
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            self.problem(f"`{name}` holds half of a surrogate pair at character {error.start + 1}; write valid Unicode")
-        return value
-
-    def response(self, name: str = "response") -> str:
-        value = self.required(name)
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-            value = value[0].get("content") if value[0].get("role") == "assistant" else value
-        if isinstance(value, str):
-            return self._text(name, value)
-        if value is not None:
-            self.problem(f"`{name}` must be a text, found {shown(value)}")
-        return ""
-
-    def optional_text(self, name: str) -> str | None:
-        value = self.fields.get(name)
-        if value is None or isinstance(value, str):
-            return value
-        self.problem(f"`{name}` must be a text or null, found {shown(value)}")
-        return None
-
-    def kind(self) -> str:
-        value = self.fields.get("kind")
-        if value is None:
-            return "unlabelled"
-        if value not in KINDS:
-            self.problem(f"unknown kind {shown(value)}{suggestion(value, KINDS)}; use {', '.join(KINDS)}")
-        return value
-
-    def split(self) -> str | None:
-        value = self.fields.get("split")
-        if value is None or value in SPLITS:
-            return value
-        alias = _SPLIT_ALIASES.get(str(value).lower())
-        hint = f" (did you mean {alias!r}?)" if alias else suggestion(value, SPLITS)
-        self.problem(f"unknown split {shown(value)}{hint}; use {', '.join(SPLITS)}")
-        return None
-
-    def scores(self) -> dict[str, float | None]:
-        value = self.required("scores")
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self.problem(f"`scores` must map aspects to numbers, found {shown(value)}")
-            return {}
-        if not value:
-            self.problem("`scores` is empty; name at least one aspect (null where it was not scored)")
-        return {aspect: self._score(aspect, score) for aspect, score in value.items()}
-
-    def _score(self, aspect: str, value: Any) -> float | None:
-        if not str(aspect).strip():
-            self.problem(f"`scores` has an aspect without a name (value {shown(value)})")
-        if value is None:
-            return None
-        name = f"scores.{aspect}"
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-            kind = {bool: "a boolean", str: "a string"}.get(type(value), f"a {type(value).__name__}")
-            self.problem(f"`{name}` is {kind}, {shown(value)}; write a number, or null where it was not scored")
-            return None
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            self.problem(f"`{name}` is {number}; write a finite number, or null where it was not scored")
-        return number
-
-
-_READ = ("prompt", "response", "scores", "chosen", "rejected", "kind", "category", "source", "split")
-_USUAL_NAMES = {
-    "prompt": ("question", "instruction", "input", "query", "context", "messages", "text"),
-    "response": ("answer", "output", "completion", "reply", "text", "generation"),
-    "chosen": ("preferred", "accepted", "winner", "better"),
-    "rejected": ("dispreferred", "loser", "worse"),
-    "scores": ("labels", "ratings", "annotations", "score", "label", "rating"),
-}
-
-
-def _usual_name(name: str, found: Sequence[str]) -> str:
-    usual = [other for other in _USUAL_NAMES.get(name, ()) if other in found]
-    return f" (did you mean {usual[0]!r}?)" if usual else ""
-
-
-def prompt_record(row: Row, problems: Problems) -> PromptRecord | None:
-    """The row as a prompt, or None with its problems noted."""
-    check = _Checker(row, problems)
-    record = PromptRecord(
-        prompt=check.prompt(),
-        kind=check.kind(),
-        category=check.optional_text("category"),
-        source=check.optional_text("source"),
-        row=row.location.number,
-        location=str(row.location),
-        split=check.split(),
-    )
-    return record if check.good else None
-
-
-def scored_record(row: Row, problems: Problems) -> ScoredRecord | None:
-    """The row as a scored response, or None with its problems noted."""
-    check = _Checker(row, problems)
-    record = ScoredRecord(
-        prompt=check.prompt(),
-        response=check.response(),
-        scores=check.scores(),
-        split=check.split(),
-        source=check.optional_text("source"),
-        row=row.location.number,
-        location=str(row.location),
-    )
-    return record if check.good else None
-
-
-def pair_record(row: Row, problems: Problems) -> PairRecord | None:
-    """The row as a preference pair, or None with its problems noted."""
-    check = _Checker(row, problems)
-    record = PairRecord(
-        prompt=check.prompt(),
-        chosen=check.response("chosen"),
-        rejected=check.response("rejected"),
-        kind=check.kind(),
-        source=check.optional_text("source"),
-        row=row.location.number,
-        location=str(row.location),
-        split=check.split(),
-    )
-    return record if check.good else None
-
-
-def demonstration_record(row: Row, problems: Problems) -> DemonstrationRecord | None:
-    """The row as a demonstration, or None with its problems noted."""
-    check = _Checker(row, problems)
-    record = DemonstrationRecord(
-        prompt=check.prompt(),
-        response=check.response(),
-        kind=check.kind(),
-        source=check.optional_text("source"),
-        row=row.location.number,
-        location=str(row.location),
-        split=check.split(),
-    )
-    return record if check.good else None

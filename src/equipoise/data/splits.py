@@ -138,7 +138,9 @@ def cross_split_duplicates(splits: Mapping[str, Sequence[Record]]) -> list[Cross
             for response, place in answers:
                 rows.setdefault(response, {}).setdefault(split, []).append(place)
         repeated = {response: places for response, places in rows.items() if len(places) > 1}
-        found += [CrossSplitDuplicate("row", f"{prompt} {text}".strip(), places) for text, places in repeated.items()]
+        for response, places in repeated.items():
+            what = "row" if response else "prompt"
+            found.append(CrossSplitDuplicate(what, f"{prompt} {response}".strip(), places))
         if prompt and len(by_split) > 1 and len(repeated) < len(rows):
             places = {split: [place for _, place in answers] for split, answers in by_split.items()}
             found.append(CrossSplitDuplicate("prompt", prompt, places))

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from equipoise.data.checks import demonstration_record, pair_record, prompt_record, scored_record
 from equipoise.data.columns import Columns
-from equipoise.data.loading import (
-    demonstration_record,
-    pair_record,
-    prompt_record,
-    records_from_rows,
-    scored_record,
-)
+from equipoise.data.loading import records_from_rows
 from equipoise.data.problems import Problems
 from equipoise.data.reading import Row, read_rows
 from equipoise.data.records import SPLITS, PromptRecord, Record, ScoredRecord

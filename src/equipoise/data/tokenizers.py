@@ -100,7 +100,7 @@ def save_tokenizer_checked(tokenizer: Any, directory: str | Path) -> None:
         "AutoTokenizer picks the class by model type in config.json: use an architecture that keeps generic tokenizers "
         "(llama, qwen3, gpt2), or the tokenizer class of this one"
     )
-    for probe in RELOAD_PROBES:
+    for probe in (*RELOAD_PROBES, " ".join(map(str, tokenizer.all_special_tokens))):
         before, after = tokenizer(probe)["input_ids"], reloaded(probe)["input_ids"]
         if list(before) != list(after) or tokenizer.decode(before) != reloaded.decode(after):
             raise ConfigError(
