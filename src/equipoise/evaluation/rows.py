@@ -85,7 +85,11 @@ def completion_rows(
             f"need ({len(rollout)}, {len(aspects)})"
         )
     combined_B = combined_scores(scores_BK.cpu(), aspects, weights)
-    lengths, groups, indices = rollout.lengths_B.tolist(), rollout.group_ids_B.tolist(), rollout.index_in_group_B.tolist()
+    lengths, groups, indices = (
+        rollout.lengths_B.tolist(),
+        rollout.group_ids_B.tolist(),
+        rollout.index_in_group_B.tolist(),
+    )
     return [
         {
             "prompt": rollout.prompts[i],
@@ -147,7 +151,9 @@ def prompt_table(rows: Sequence[Row], aspect_names: Sequence[str]) -> PromptTabl
             raise DataError(f"evaluation: group {members[0]['group']} holds two different prompts; number groups apart")
 
     def means(value: Callable[[Row], Any]) -> Tensor:
-        return torch.tensor([_mean_of_scored([value(row) for row in members]) for members in ordered], dtype=torch.float64)
+        return torch.tensor(
+            [_mean_of_scored([value(row) for row in members]) for members in ordered], dtype=torch.float64
+        )
 
     return PromptTable(
         prompts=tuple(members[0]["prompt"] for members in ordered),

@@ -1,0 +1,195 @@
+"""Sample a policy on prompts, score what it wrote, and summarise; after training, or while it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.config import InLoopEvaluationConfig, SamplingConfig
+from equipoise.data import PromptRecord
+from equipoise.errors import ConfigError, DataError
+from equipoise.evaluation.metrics import evaluate_rows, kl_per_completion
+from equipoise.evaluation.rows import (
+    COMBINED,
+    Row,
+    completion_rows,
+    prompt_table,
+    resolve_weights,
+    write_json,
+    write_rows,
+)
+from equipoise.models.policy import Policy
+from equipoise.rollout.logprobs import score_in_chunks
+from equipoise.rollout.sampler import generate
+from equipoise.rollout.scorers import Scorer, all_aspects, score_rollout
+from equipoise.rollout.types import Rollout
+
+EVALUATION_FILE = "evaluation.json"
+COMPLETIONS_FILE = "completions.jsonl"
+
+
+def evaluate_policy(
+    policy: Policy,
+    prompts: Sequence[PromptRecord],
+    scorers: Sequence[Scorer],
+    *,
+    samples: int,
+    sampling: SamplingConfig,
+    weights: Mapping[str, float] | None = None,
+    seed: int = 0,
+    reference: Any = None,
+    judge_name: str | None = None,
+    batch_prompts: int = 16,
+    max_prompt_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Any], list[Row]]:
+    """(evaluation.json, one row per completion) of a policy on prompts.
+
+    Args:
+        samples: completions per prompt.
+        weights: by aspect, every aspect named; None: 1/K each.
+        seed: of sampling and bootstrap; the same seed draws the same completions, whatever `batch_prompts`.
+        reference: another Policy over the same vocabulary, or a `policy.reference`; gives `kl_to_reference`.
+        batch_prompts: prompts sampled, scored and compared at once; changes memory, not the result.
+        progress: called with the number of completions done since the last call.
+
+    Raises DataError for no prompts, ConfigError for wrong weights, samples below 1 or a reference with another
+    vocabulary, RewardError where a scorer fails.
+    """
+    if not prompts:
+        raise DataError("evaluation: no prompts; give a file with at least one")
+    if samples < 1:
+        raise ConfigError(f"samples: {samples}; use at least 1")
+    if batch_prompts < 1:
+        raise ConfigError(f"batch_prompts: {batch_prompts}; use at least 1")
+    aspects = all_aspects(scorers)
+    resolved = resolve_weights(weights, aspects)
+    check_same_vocabulary(policy, reference)
+    rows: list[Row] = []
+    truncated = 0
+    for start in range(0, len(prompts), batch_prompts):
+        batch = prompts[start : start + batch_prompts]
+        rollout = generate(
+            policy,
+            batch,
+            samples,
+            sampling,
+            seed=evaluation_seed(seed),
+            first_prompt=start,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+        truncated += rollout.prompts_truncated
+        kl_B = None if reference is None else kl_to_reference(policy, reference, rollout)
+        rows += completion_rows(rollout, score_rollout(rollout, scorers), aspects, resolved, kl_B=kl_B)
+        if progress is not None:
+            progress(len(rollout))
+    settings = {"samples": samples, **sampling.model_dump(), "prompts_truncated": truncated}
+    evaluation = evaluate_rows(
+        rows,
+        aspects,
+        resolved,
+        policy_name=policy.name,
+        judge_name=judge_name or ", ".join(scorer.name for scorer in scorers),
+        seed=seed,
+        settings=settings,
+    )
+    return evaluation, rows
+
+
+def kl_to_reference(policy: Any, reference: Any, rollout: Rollout, *, micro_batch_size: int = 32) -> Tensor:
+    """Summed k1 per completion [B] on the token ids as sampled, both models at temperature 1, no gradients."""
+    logprobs_BT = score_in_chunks(policy, rollout, micro_batch_size, temperature=1.0).logprobs_BT
+    ref_logprobs_BT = score_in_chunks(reference, rollout, micro_batch_size, temperature=1.0).logprobs_BT
+    return kl_per_completion(logprobs_BT, ref_logprobs_BT, rollout.completion_mask_BT)
+
+
+def check_same_vocabulary(policy: Policy, reference: Any) -> None:
+    """Raise ConfigError where a reference policy reads the policy's token ids as other tokens."""
+    if not isinstance(reference, Policy) or reference is policy:
+        return
+    ours, theirs = policy.tokenizer.get_vocab(), reference.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    if len(ours) != len(theirs):
+        difference = f"{len(ours)} tokens against {len(theirs)}"
+    else:
+        token = next(token for token in ours if ours[token] != theirs.get(token))
+        difference = f"token {token!r} is id {ours[token]} against {theirs.get(token)}"
+    raise ConfigError(
+        f"reference {reference.name}: its vocabulary differs from that of {policy.name} ({difference}), so their "
+        "log-probabilities cannot be compared; give the model that training started from, or leave --reference out"
+    )
+
+
+def evaluation_seed(seed: int) -> int:
+    """A stream of its own: the draws of an evaluation are not those of training with the same seed."""
+    return int.from_bytes(hashlib.sha256(f"evaluation {seed}".encode()).digest()[:4], "big") >> 1
+
+
+def save_evaluation(directory: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -> Path:
+    """Write evaluation.json and completions.jsonl, the rows first, so that the summary never lacks its rows."""
+    write_rows(directory / COMPLETIONS_FILE, rows)
+    write_json(directory / EVALUATION_FILE, evaluation)
+    return directory / EVALUATION_FILE
+
+
+def make_evaluation_callback(
+    policy: Policy,
+    records: Sequence[PromptRecord],
+    scorers: Sequence[Scorer],
+    weights: Mapping[str, float] | None,
+    config: InLoopEvaluationConfig,
+    seed: int,
+    *,
+    batch_prompts: int = 16,
+    max_prompt_tokens: int | None = None,
+) -> Callable[[int], dict[str, float]]:
+    """What training calls every N steps on held-out prompts: step -> metrics.
+
+    Every call draws with the same random numbers, so that two steps differ by the policy and not by luck, and none
+    touches the global random state. Names: `evaluation/<aspect>/mean` (native), `evaluation/combined`,
+    `evaluation/refusal_rate/<kind>`, `evaluation/completion_length/mean`, `evaluation/truncated_fraction`. Means are
+    over prompts, of each prompt's completions; an aspect that was never scored is left out.
+
+    Raises DataError for no prompts and ConfigError for wrong weights at once, before training starts.
+    """
+    if not records:
+        raise DataError("evaluation.prompts: no held-out prompts; give a file with at least one")
+    aspects = all_aspects(scorers)
+    resolved = resolve_weights(weights, aspects)
+
+    def evaluate(step: int) -> dict[str, float]:
+        rows: list[Row] = []
+        with torch.no_grad():
+            for start in range(0, len(records), batch_prompts):
+                rollout = generate(
+                    policy,
+                    records[start : start + batch_prompts],
+                    config.samples,
+                    config.sampling,
+                    seed=evaluation_seed(seed),
+                    first_prompt=start,
+                    max_prompt_tokens=max_prompt_tokens,
+                )
+                rows += completion_rows(rollout, score_rollout(rollout, scorers), aspects, resolved)
+        return in_loop_metrics(rows, [aspect.name for aspect in aspects])
+
+    return evaluate
+
+
+def in_loop_metrics(rows: Sequence[Row], aspect_names: Sequence[str]) -> dict[str, float]:
+    """The numbers a training step logs, without intervals."""
+    table = prompt_table(rows, aspect_names)
+    values = {f"evaluation/{name}/mean": values_P for name, values_P in table.aspects.items()}
+    values[f"evaluation/{COMBINED}"] = table.combined_P
+    values |= {
+        f"evaluation/refusal_rate/{kind}": table.refusal_P[table.of_kind(kind)] for kind in sorted(set(table.kinds))
+    }
+    values["evaluation/completion_length/mean"] = table.length_P
+    values["evaluation/truncated_fraction"] = table.truncated_P
+    return {name: float(values_P.nanmean()) for name, values_P in values.items() if not bool(values_P.isnan().all())}
