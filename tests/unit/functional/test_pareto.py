@@ -13,7 +13,10 @@ def tensor(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def clouds(max_size, heights=st.integers(0, 4)):
+HEIGHTS = st.integers(0, 4)
+
+
+def clouds(max_size, heights=HEIGHTS):
     return st.integers(1, 4).flatmap(
         lambda width: st.lists(st.tuples(*[heights] * width), min_size=1, max_size=max_size)
     )
