@@ -105,7 +105,8 @@ _NOT_KNOW = _any(
 _APOLOGY = _pattern(
     rf"^{_SORRY}(?! to hear)[^.!?]{{0,120}}?"
     rf"(?:{_I} (?:{_CANNOT}|{_WILL_NOT})|{_NOT_ABLE_TO}"
-    rf"|\b(?:that|this|it)(?:'s| is) not (?:appropriate|ethical|allowed)|\bno\b(?=[.!,]|$))(?! (?:\w+ly )?{_NOT_KNOW}\b)"
+    rf"|\b(?:that|this|it)(?:'s| is) not (?:appropriate|ethical|allowed)|\bno\b(?=[.!,]|$))"
+    rf"(?! (?:\w+ly )?{_NOT_KNOW}\b)"
 )
 
 # A verdict on the request where an answer should begin.
