@@ -109,4 +109,7 @@ def save_tokenizer_checked(tokenizer: Any, directory: str | Path) -> None:
     for attribute in ("chat_template", "bos_token_id", "eos_token_id", "pad_token_id"):
         before, after = getattr(tokenizer, attribute, None), getattr(reloaded, attribute, None)
         if before != after:
-            raise ConfigError(f"{directory}: {kinds}, and {attribute} is {after!r} instead of {before!r}. {mend}")
+            raise ConfigError(
+                f"{directory}: {kinds}, and {attribute} is {shown(after)} instead of {shown(before)}. "
+                "Save into a directory without another tokenizer's files"
+            )

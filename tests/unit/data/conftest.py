@@ -8,11 +8,12 @@ from transformers import PreTrainedTokenizerFast
 
 CORPUS = ["Could you explain how 13 quick foxes jump over a lazy dog, please? Hello world, this is a reply."] * 20
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
-QWEN_STYLE = (
+TEMPLATES = {}
+TEMPLATES["qwen"] = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-BOS_STYLE = (
+TEMPLATES["bos"] = (
     "<bos>{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system role') }}"
     "{% endif %}[{{ message.role }}] {{ message.content }}"
     "{% if message.role == 'assistant' %} <eos>{% endif %}{% endfor %}"
@@ -41,7 +42,7 @@ def build_tokenizer(*, template=None, adds_bos=False, adds_eos=False, eos="<eos>
         ids = [(name, backend.token_to_id(name)) for name in ("<bos>", "<eos>")]
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token=eos, bos_token=bos)
-    tokenizer.chat_template = template
+    tokenizer.chat_template = TEMPLATES[template] if template else None
     return tokenizer
 
 
