@@ -96,13 +96,21 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     path = directory / step_name(steps[-1])
     mend = f"delete {path} to resume from " + (f"step {steps[-2]}" if len(steps) > 1 else "the start")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = _read_manifest(path / MANIFEST, mend)
         for name in (TENSORS, VALUES):
             if _fingerprint(path / name) != manifest[name]:
                 raise CheckpointError(f"{path / name}: does not match its checksum; {mend}")
         values = json.loads((path / VALUES).read_text())
         return Checkpoint(step=values.pop("step"), tensors=load_file(path / TENSORS), values=values)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}); {mend}") from error
+
+
+def _read_manifest(path: Path, mend: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+        return {name: manifest[name] for name in (TENSORS, VALUES)}
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}); {mend}") from error
 
 

@@ -74,7 +74,8 @@ def train_grpo(
             with run.timed("generate"):
                 rollout = _sample(policy, [prompts[i] for i in chosen], config, step, counter, run)
             with run.timed("score"):
-                scores_BK = score_rollout(rollout, scorers)
+                with run.failing_together():
+                    scores_BK = score_rollout(rollout, scorers)
                 signal = make_signal(rollout, scores_BK, objectives, config, run)
             with run.timed("update"):
                 metrics = _update(policy, rollout, signal, config, step, updater, counter, run)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor
 
 from equipoise.algorithms.checkpoint import (
@@ -36,13 +37,14 @@ from equipoise.algorithms.checkpoint import (
     step_name,
 )
 from equipoise.algorithms.environment import describe_environment
-from equipoise.config import Recipe, changed_keys, resolved
+from equipoise.config import RECIPES, Recipe, changed_keys, resolved
 from equipoise.errors import CheckpointError, ConfigError, EquipoiseError
 
 logger = logging.getLogger("equipoise")
 
 FLOP_KINDS = ("generate", "score", "reference", "forward", "backward", "critic")
 NOT_COMPARED = ("out",)  # where a run lies does not change what it computes
+SAME_SIGNAL_S = 1.0  # a launcher passes on the Ctrl-C its processes already got from the terminal
 
 
 class Interrupted(EquipoiseError):
@@ -78,7 +80,8 @@ class Run:
         self._stop_signal: int | None = None
         self._started = time.perf_counter()
         self._timers: dict[str, float] = {}
-        self._cost = _empty_cost()
+        self._cost = _empty_cost()  # of all processes, up to the last time they were added up
+        self._counted = _empty_counts()  # of this process since then
         self._open(resume)
 
     # -- directory ---------------------------------------------------------------------------------------------
@@ -86,27 +89,55 @@ class Run:
     def _open(self, resume: bool) -> None:
         config_file = self.out / "config.json"
         values = resolved(self.config)
-        if config_file.is_file() and self._holds_results():
+        before = self._recorded(config_file)
+        if before is not None and self._holds_results():
             if not resume:
                 raise ConfigError(f"{self.out}: already holds a run; continue it with --resume, or give another --out")
-            before = json.loads(config_file.read_text(encoding="utf-8"))
-            changed = [key for key in changed_keys(before, values) if key not in NOT_COMPARED]
-            if changed:
-                raise ConfigError(
-                    f"{self.out}: --resume with a changed recipe: {', '.join(changed)}; "
-                    "undo the change, or start a new run in another --out"
-                )
+            self._refuse_changes(before, values)
             self._checkpoint = load_checkpoint(self.checkpoints)
             self.first_step = self._checkpoint.step if self._checkpoint else 0
-        elif not config_file.is_file() and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ConfigError(f"{self.out}: exists and is not an Equipoise run directory; give another --out")
+        if resume and self._checkpoint is None and self.is_main:
+            logger.warning("%s: nothing was saved yet: starting from the first step", self.out)
         self.accelerator.wait_for_everyone()
-        if self.is_main:
-            self._prepare_directory(config_file, values)
+        with self.failing_together():
+            if self.is_main:
+                self._prepare_directory(config_file, values)
         if self._checkpoint is not None:
             self._cost = self._checkpoint.values["cost"]
             self._warned = set(self._checkpoint.values["warned"])
-        self.accelerator.wait_for_everyone()
+
+    def _recorded(self, config_file: Path) -> dict[str, Any] | None:
+        """The recipe of the run that lies here, None for a place that is free.
+
+        A directory of anything else is refused: a model's own config.json must not be overwritten.
+        """
+        foreign = ConfigError(f"{self.out}: exists and is not an Equipoise run directory; give another --out")
+        if not self.out.exists():
+            return None
+        if not self.out.is_dir():
+            raise foreign
+        if not config_file.is_file():
+            # What a process that died between its first writes left.
+            begun = all(entry.name in ("checkpoints", ".config.json.tmp") for entry in self.out.iterdir())
+            if begun and not saved_steps(self.checkpoints):
+                return None
+            raise foreign
+        try:
+            values = json.loads(config_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{config_file}: not valid JSON ({error}); give another --out") from error
+        if not isinstance(values, dict) or values.get("algorithm") not in RECIPES:
+            raise foreign
+        return values
+
+    def _refuse_changes(self, before: dict[str, Any], values: dict[str, Any]) -> None:
+        changed = [key for key in changed_keys(before, values) if key not in NOT_COMPARED]
+        if changed:
+            shown = [f"{key} (was {_at(before, key)!r}, now {_at(values, key)!r})" for key in changed]
+            raise ConfigError(
+                f"{self.out}: --resume with a changed recipe: {', '.join(shown)}; "
+                "undo the change, or start a new run in another --out"
+            )
 
     def _holds_results(self) -> bool:
         """False for a directory whose run stopped before its first step, on a wrong input say: nothing is lost."""
@@ -115,20 +146,29 @@ class Run:
         return has_metrics or bool(saved_steps(self.checkpoints)) or self.model_directory.exists()
 
     def _prepare_directory(self, config_file: Path, values: dict[str, Any]) -> None:
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.out}: cannot write there: {error}; give another --out") from error
         remove_leftovers(self.checkpoints)
-        for leftover in self.out.glob(".model.*.tmp"):
+        for leftover in (*self.out.glob(".model.*.tmp"), *self.out.glob(".model.*.old")):
             shutil.rmtree(leftover, ignore_errors=True)
         self._forget_after(self.first_step)
+        _write_json(config_file, values)  # first, so that a run that dies now is known for one
         _write_json(self.out / "environment.json", {**describe_environment(), "processes": self.num_processes})
-        _write_json(config_file, values)
 
     def _forget_after(self, step: int) -> None:
         """Truncate metrics.jsonl and completions/ to a step: what follows is computed again."""
         metrics = self.out / "metrics.jsonl"
         if metrics.is_file():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            whole = lines if not lines or lines[-1].endswith("\n") else lines[:-1]  # died while appending
+            try:
+                kept = [line for line in whole if json.loads(line)["step"] <= step]
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{metrics}: a line is not what was logged ({error}); restore the file, or start in another --out"
+                ) from error
             _write_text(metrics, "".join(kept))
         for file in (self.out / "completions").glob("*"):
             if file.suffix != ".parquet" or int(file.stem.removeprefix("step_")) > step:
@@ -186,6 +226,25 @@ class Run:
             return tensor
         return self.accelerator.gather(tensor.to(self.accelerator.device)).to(tensor.device)  # type: ignore[union-attr]
 
+    @contextlib.contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """What fails inside on one process fails on all, with the first one's message, instead of leaving them waiting.
+
+        Inside there must be no collective operation.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        if self.total(float(error is not None)) and self.num_processes > 1:
+            reports = gather_object([None if error is None else _report(error)])
+            for rank, report in enumerate(reports):
+                if report is not None and error is None:
+                    raise _PeerFailed(f"process {rank}: {report[0]}", report[1])
+        if error is not None:
+            raise error
+
     # -- state -------------------------------------------------------------------------------------------------
 
     def restore(self) -> Checkpoint | None:
@@ -203,23 +262,29 @@ class Run:
         if not (due or stop):
             return
         state = tensors()
-        if self.is_main:
-            extra = {"cost": self._cost_now(), "warned": sorted(self._warned)}
-            checkpoint = Checkpoint(step, state, {**values, **extra})
-            save_checkpoint(self.checkpoints, checkpoint, keep=self.config.checkpoint.keep)
-            _write_json(self.out / "cost.json", self._cost_now())
-        self.accelerator.wait_for_everyone()
+        self._add_up_costs()
+        with self.failing_together():
+            if self.is_main:
+                extra = {"cost": self._cost_now(), "warned": sorted(self._warned)}
+                checkpoint = Checkpoint(step, state, {**values, **extra})
+                self._flush_metrics()
+                save_checkpoint(self.checkpoints, checkpoint, keep=self.config.checkpoint.keep)
+                _write_json(self.out / "cost.json", self._cost)
         if stop and step < last_step:
             raise Interrupted(stop, self.out, step)
 
     @contextlib.contextmanager
     def stopping_cleanly(self) -> Iterator[None]:
         """SIGTERM and Ctrl-C end the run after the current step, saved; a second one ends it at once."""
+        asked_at = 0.0
 
         def request(number: int, frame: FrameType | None) -> None:
+            nonlocal asked_at
             if self._stop_signal is not None:
-                raise KeyboardInterrupt
-            self._stop_signal = number
+                if self.num_processes > 1 and time.monotonic() - asked_at < SAME_SIGNAL_S:
+                    return
+                raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            self._stop_signal, asked_at = number, time.monotonic()
             logger.warning("%s: finishing this step, then saving", signal.Signals(number).name)
 
         try:
@@ -246,10 +311,10 @@ class Run:
 
     def count(self, *, generated_tokens: float = 0, trained_tokens: float = 0, **flops: float) -> None:
         """Add to the cost: tokens, and FLOPs by kind (generate, score, reference, forward, backward, critic)."""
-        self._cost["generated_tokens"] += int(generated_tokens)
-        self._cost["trained_tokens"] += int(trained_tokens)
+        self._counted["generated_tokens"] += int(generated_tokens)
+        self._counted["trained_tokens"] += int(trained_tokens)
         for kind, amount in flops.items():
-            self._cost["flops"][kind] += float(amount)
+            self._counted[kind] += float(amount)
 
     def set_trainable(self, parameters: int) -> None:
         """Record how many parameters are trained."""
@@ -265,11 +330,19 @@ class Run:
         line["time/step"] = round(sum(self._timers.values()), 6)
         self._timers = {}
         if self.is_main:
-            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            path = self.out / "metrics.jsonl"
+            with _disk_errors_named(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
             if self.listener is not None:
                 self.listener(line)
         return line
+
+    def _flush_metrics(self) -> None:
+        """What a checkpoint says was logged must survive a power cut as the checkpoint does."""
+        path = self.out / "metrics.jsonl"
+        if path.is_file():
+            with _disk_errors_named(path):
+                flush_to_disk(path)
 
     def write_completions(self, step: int, columns: dict[str, list[Any]]) -> None:
         """completions/step_NNNNNN.parquet, atomically."""
@@ -279,10 +352,13 @@ class Run:
         if not self.is_main:
             return
         directory = self.out / "completions"
-        directory.mkdir(exist_ok=True)
         temporary = directory / f".{step_name(step)}.tmp"
-        pq.write_table(pa.table(columns), temporary)
-        os.replace(temporary, directory / f"{step_name(step)}.parquet")
+        target = directory / f"{step_name(step)}.parquet"
+        with _disk_errors_named(target):
+            directory.mkdir(exist_ok=True)
+            pq.write_table(pa.table(columns), temporary)
+            flush_to_disk(temporary)
+            os.replace(temporary, target)
 
     def warn_once(self, key: str, message: str) -> None:
         """Say something once in a run, resumes included."""
@@ -293,15 +369,26 @@ class Run:
 
     def finish(self, save_model: Callable[[Path], Any]) -> None:
         """Write `model/` and the final cost.json; `save_model(directory)` is atomic and called on the main process."""
-        if self.is_main:
-            save_model(self.model_directory)
-            _write_json(self.out / "cost.json", self._cost_now())
-        self.accelerator.wait_for_everyone()
+        self._add_up_costs()
+        with self.failing_together():
+            if self.is_main:
+                with _disk_errors_named(self.model_directory):
+                    save_model(self.model_directory)
+                _write_json(self.out / "cost.json", self._cost_now())
 
     @property
     def is_complete(self) -> bool:
         """True where a resumed run has nothing left to do: its model is written."""
         return self.model_directory.is_dir() and bool(saved_steps(self.checkpoints))
+
+    def _add_up_costs(self) -> None:
+        """Add what every process counted since the last time; collective."""
+        for key, amount in self.totals(self._counted).items():
+            if key in FLOP_KINDS:
+                self._cost["flops"][key] += amount
+            else:
+                self._cost[key] += int(amount)
+        self._counted = _empty_counts()
 
     def _cost_now(self) -> dict[str, Any]:
         now = time.perf_counter()
@@ -328,15 +415,52 @@ def _empty_cost() -> dict[str, Any]:
     }
 
 
+def _empty_counts() -> dict[str, float]:
+    return {"generated_tokens": 0, "trained_tokens": 0, **dict.fromkeys(FLOP_KINDS, 0.0)}
+
+
+class _PeerFailed(EquipoiseError):
+    """Another process of the run failed; its message and exit code are this one's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def _report(error: Exception) -> tuple[str, int]:
+    if isinstance(error, EquipoiseError):
+        return str(error), error.exit_code
+    return f"{type(error).__name__}: {error}", 1
+
+
+def _at(values: Any, dotted: str) -> Any:
+    """The value under a dotted key; aspect names may hold dots themselves, then the nearest mapping is shown."""
+    for key in dotted.split("."):
+        if not isinstance(values, dict) or key not in values:
+            break
+        values = values[key]
+    return values
+
+
 def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
+        with _disk_errors_named(path):
+            temporary.write_text(text, encoding="utf-8")
+            flush_to_disk(temporary)
+            os.replace(temporary, path)
+    except CheckpointError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _disk_errors_named(path: Path) -> Iterator[None]:
+    """A full or failing disk is a CheckpointError that names what could not be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: could not write: {error}; free space and run again with --resume") from error
 
 

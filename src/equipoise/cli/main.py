@@ -1,10 +1,11 @@
-"""`equipoise`: argument parsing, exit codes, and one message for what goes wrong. The work is imported by the command."""
+"""`equipoise`: arguments, exit codes, and one message for what goes wrong. The work is imported by the command."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -143,7 +144,7 @@ def run() -> None:
         app(standalone_mode=True)
     except EquipoiseError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _say(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -154,8 +155,11 @@ def run() -> None:
         sys.exit(0)
     except Exception as error:
         if debug:
-            raise
-        _say(f"{type(error).__name__}: {error}\nThis is a fault, not a wrong input; --debug shows where it happened.")
+            traceback.print_exc()
+        _say(
+            f"{type(error).__name__}: {error}\nThis is a fault, not a wrong input; --debug shows where it happened.",
+            every_rank=True,
+        )
         sys.exit(1)
 
 
@@ -167,12 +171,19 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logger = logging.getLogger("equipoise")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.handlers = [handler]
+    # Every rank reads the same data and would say the same about it.
+    logger.setLevel(logging.INFO if _rank() == "0" else logging.ERROR)
     logger.propagate = False
 
 
-def _say(message: str) -> None:
-    """To stderr, once: the other ranks of a distributed run have the same to say."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"equipoise: {message}", file=sys.stderr)
+def _say(message: str, *, every_rank: bool = False) -> None:
+    """To stderr, once: the other ranks of a distributed run have the same to say, unless one of them broke alone."""
+    if _rank() == "0":
+        print(f"equipoise: {message}", file=sys.stderr, flush=True)
+    elif every_rank:
+        print(f"equipoise (process {_rank()}): {message}", file=sys.stderr, flush=True)
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", "0")

@@ -25,7 +25,8 @@ def train_recipe(recipe: Path, overrides: list[str], out: Path | None, resume: b
     directory = out or Path(config.out or Path("runs") / recipe.stem)
     run = Run(directory, config, resume=resume, accelerator=Accelerator())
     if resume and run.is_complete:
-        print(f"{directory}: already complete; the result is in {run.model_directory}")
+        if run.is_main:
+            print(f"{directory}: already complete; the result is in {run.model_directory}", file=sys.stderr)
         return
     TRAINERS[type(config)](config, run)
     if run.is_main:
