@@ -1,0 +1,96 @@
+"""Judges by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.evaluation_toys import hand_rollout
+from tests.toy import two_aspects
+
+from equipoise.errors import ConfigError, RewardError
+from equipoise.evaluation.judges import JUDGES, load_judge
+from equipoise.rollout.scorers import FunctionScorer, score_rollout
+
+
+def declared(prompts: list[Any], completions: list[str]) -> dict[str, list[float | None]]:
+    """As `two_aspects`, with what the scores mean."""
+    return two_aspects(prompts, completions)
+
+
+declared.aspects = {  # type: ignore[attr-defined]
+    "politeness": {"higher_is_better": True, "range": [0, 1]},
+    "rudeness": {"higher_is_better": False},
+}
+
+
+def undeclared(prompts: list[Any], completions: list[str]) -> dict[str, list[float]]:
+    """No aspects."""
+    return {}
+
+
+def directionless(prompts: list[Any], completions: list[str]) -> dict[str, list[float]]:
+    """An aspect without a direction."""
+    return {}
+
+
+directionless.aspects = {"wit": {"range": [0, 1]}}  # type: ignore[attr-defined]
+
+
+def upside_down(prompts: list[Any], completions: list[str]) -> dict[str, list[float]]:
+    """A range from high to low."""
+    return {}
+
+
+upside_down.aspects = {"wit": {"higher_is_better": True, "range": [1, 0]}}  # type: ignore[attr-defined]
+
+
+def raising(prompts: list[Any], completions: list[str]) -> dict[str, list[float]]:
+    """A judge that fails."""
+    raise KeyError("model missing")
+
+
+raising.aspects = {"wit": {"higher_is_better": True}}  # type: ignore[attr-defined]
+
+
+def test_a_function_with_aspects() -> None:
+    judge = load_judge(f"{__name__}:declared")
+    assert isinstance(judge, FunctionScorer)
+    assert [(a.name, a.higher_is_better, a.range) for a in judge.aspects] == [
+        ("politeness", True, (0.0, 1.0)),
+        ("rudeness", False, None),
+    ]
+    scores = score_rollout(hand_rollout([["please go"], ["rude idiot"]]), [judge])
+    assert scores.tolist() == [[0.5, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sandbox", "not part of this version"),
+        ("no/such/directory", "no such directory"),
+        ("no_such_module:judge", "cannot import 'no_such_module'"),
+        (f"{__name__}:nothing", "no function 'nothing'"),
+        (f"{__name__}:undeclared", "declares no aspects"),
+        (f"{__name__}:directionless", "higher_is_better"),
+        (f"{__name__}:upside_down", "range"),
+    ],
+)
+def test_wrong_names(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_judge(name)
+
+
+def test_a_directory_that_holds_no_reward_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        load_judge(str(tmp_path))
+
+
+def test_a_judge_that_fails_is_a_fault_not_a_zero() -> None:
+    with pytest.raises(RewardError, match="KeyError"):
+        score_rollout(hand_rollout([["a"]]), [load_judge(f"{__name__}:raising")])
+
+
+def test_judges_are_added_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = load_judge(f"{__name__}:declared")
+    monkeypatch.setitem(JUDGES, "mine", lambda: judge)
+    assert load_judge("mine") is judge
