@@ -99,7 +99,7 @@ def _rows_of(path_or_name: str | Path, problems: Problems) -> Iterator[Row]:
     elif _looks_like_a_file(name) or not _HUB_NAME.fullmatch(name):
         raise DataError(f"{path_or_name}: no such file or directory{_neighbour(path)}")
     else:
-        yield from _hub_rows(name, split)
+        yield from _hub_rows(name, split, _neighbour(path) if path.parent.is_dir() else "")
 
 
 def _looks_like_a_file(name: str) -> bool:
@@ -108,7 +108,7 @@ def _looks_like_a_file(name: str) -> bool:
 
 def _neighbour(path: Path) -> str:
     if not path.parent.is_dir():
-        return f" (neither is the directory {path.parent})"
+        return f" (the directory {path.parent} does not exist either)"
     return suggestion(path.name, sorted(entry.name for entry in path.parent.iterdir()))
 
 
@@ -269,14 +269,14 @@ def _with_split(row: Row, split: str) -> Row:
     return row if row.fields.get("split") is not None else Row(row.location, {**row.fields, "split": split})
 
 
-def _hub_rows(name: str, split: str) -> Iterator[Row]:
+def _hub_rows(name: str, split: str, hint: str) -> Iterator[Row]:
     import datasets
 
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # network, authentication, no such name, a builder's own fault: all end here
         raise DataError(
-            f"{name}: neither a local file or directory nor a data set that could be loaded from the hub "
+            f"{name}: neither a local file or directory{hint} nor a data set that could be loaded from the hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}). "
             f"Check the spelling and, for a hub name, the network and HF_HUB_OFFLINE; or give a local path"
         ) from error

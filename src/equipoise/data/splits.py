@@ -35,40 +35,36 @@ def split_records(records: Sequence[R], *, validation: float = 0.1, test: float 
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         groups.setdefault(_group_key(record), []).append(index)
-    order = sorted(groups, key=lambda key: (_hash(seed, key), key))
-    assigned: dict[str, str] = {}
-    for name, share in (("test", test), ("validation", validation)):
-        for key in _fill(order, groups, assigned, _target(share, len(records))):
-            assigned[key] = name
-    if records and len(assigned) == len(groups):
+    held_out = {"test": test, "validation": validation}
+    needed = 1 + sum(share > 0 for share in held_out.values())
+    if records and len(groups) < needed:
         raise DataError(
             f"{len(records)} rows with {len(groups)} distinct prompts cannot be split into train, "
             f"validation {validation} and test {test} without sharing a prompt; add prompts or set a share to 0"
         )
+    free = sorted(groups, key=lambda key: (_hash(seed, key), key))
+    assigned: dict[str, str] = {}
+    for name, share in held_out.items():
+        if share > 0 and records:
+            needed -= 1  # the splits still to be filled, training among them, get a prompt each at least
+            chosen = _fill(free, groups, max(1, math.floor(share * len(records) + 0.5)), len(free) - needed)
+            assigned |= dict.fromkeys(chosen, name)
+            free = [key for key in free if key not in assigned]
     result: dict[str, list[R]] = {name: [] for name in SPLITS}
     for record in records:
         result[assigned.get(_group_key(record), "train")].append(record)
     return result
 
 
-def _target(share: float, rows: int) -> int:
-    return max(1, math.floor(share * rows + 0.5)) if share > 0 else 0
-
-
-def _fill(order: list[str], groups: dict[str, list[int]], assigned: dict[str, str], target: int) -> list[str]:
-    """Keys of the groups for a split of `target` rows; the smallest free group where none is small enough."""
+def _fill(free: list[str], groups: dict[str, list[int]], target: int, most: int) -> list[str]:
+    """Keys of at most `most` groups for a split of `target` rows; the smallest group where none is small enough."""
     chosen: list[str] = []
     taken = 0
-    free = [key for key in order if key not in assigned]
     for key in free:
-        if taken + len(groups[key]) <= target:
+        if len(chosen) < most and taken + len(groups[key]) <= target:
             chosen.append(key)
             taken += len(groups[key])
-        if taken == target:
-            break
-    if target and not chosen and free:
-        chosen = [min(free, key=lambda key: len(groups[key]))]
-    return chosen
+    return chosen or [min(free, key=lambda key: len(groups[key]))]
 
 
 def _refuse_mixture(records: Sequence[Record], with_split: int) -> None:

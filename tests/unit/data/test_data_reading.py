@@ -253,7 +253,7 @@ def test_missing_file_names_its_neighbour(write_jsonl, tmp_path):
     write_jsonl([{"prompt": "a"}], "prompts.jsonl")
     with pytest.raises(DataError, match=r"no such file or directory \(did you mean 'prompts\.jsonl'\?\)"):
         load_prompts(tmp_path / "promts.jsonl")
-    with pytest.raises(DataError, match="neither is the directory"):
+    with pytest.raises(DataError, match="nowhere does not exist either"):
         load_prompts(tmp_path / "nowhere" / "prompts.jsonl")
 
 
@@ -291,11 +291,15 @@ def test_one_file_of_a_directory(tmp_path):
         load_prompts(f"{tmp_path}#trian")
 
 
-def test_hub_name_that_cannot_be_loaded_says_what_to_do(monkeypatch):
+def test_hub_name_that_cannot_be_loaded_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"neither a local file or directory nor a data set .* from the hub") as error:
         load_prompts("no-such-owner/no-such-set")
     assert "HF_HUB_OFFLINE" in str(error.value)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}')
+    with pytest.raises(DataError, match=r"local file or directory \(did you mean 'prompts\.jsonl'\?\) nor"):
+        load_prompts("prompts")
     assert "\n" not in str(error.value)
 
 
