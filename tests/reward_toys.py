@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from equipoise.models.aspects import Aspect
 
 WORDS = ["a", "be", "cat", "dog", "eel", "fox", "good", "hat", "ice", "jam", "kind", "low", "mean", "no", "oak", "pig"]
+WIDE = 0.3  # initializer_range: with the usual 0.02 the outputs of a tiny network hardly depend on its input
 ASPECTS = [
     Aspect("toxicity", False, (1.0, 5.0), mean=3.0, std=0.5),
     Aspect("set/politeness", True, None, mean=-40.0, std=7.0),
@@ -45,6 +46,14 @@ def word_tokenizer(*, chat: bool = False) -> Any:
     )
 
 
+def plain_word_tokenizer() -> Any:
+    """A decoder's tokenizer of whole words: <|eos|>, and no special tokens around a text."""
+    vocabulary = {token: i for i, token in enumerate(["<|eos|>", "<|unk|>", "\n", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|eos|>", unk_token="<|unk|>")
+
+
 def byte_tokenizer(*, pad: str | None = None, chat: bool = False) -> Any:
     """A decoder's tokenizer: bytes, <|eos|>, no special tokens around a text, and no pad token unless given."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -75,6 +84,7 @@ def _encoder_size(**more: Any) -> dict[str, Any]:
         "intermediate_size": 32,
         "max_position_embeddings": 64,
         "pad_token_id": 0,
+        "initializer_range": WIDE,
         **more,
     }
 
@@ -89,7 +99,13 @@ def config_of(architecture: str) -> Any:
         return transformers.BertConfig(**_encoder_size())
     if architecture == "distilbert":
         return transformers.DistilBertConfig(
-            vocab_size=5 + len(WORDS), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
+            vocab_size=5 + len(WORDS),
+            dim=16,
+            n_layers=2,
+            n_heads=2,
+            hidden_dim=32,
+            max_position_embeddings=64,
+            initializer_range=WIDE,
         )
     if architecture == "roberta":
         return transformers.RobertaConfig(**_encoder_size(type_vocab_size=1))
@@ -104,7 +120,14 @@ def config_of(architecture: str) -> Any:
         return transformers.Qwen2Config(**_decoder_size(num_key_value_heads=1))
     if architecture == "gpt2":
         return transformers.GPT2Config(
-            vocab_size=259, n_embd=16, n_layer=2, n_head=2, n_positions=256, bos_token_id=0, eos_token_id=0
+            vocab_size=259,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=256,
+            bos_token_id=0,
+            eos_token_id=0,
+            initializer_range=WIDE,
         )
     raise ValueError(architecture)
 

@@ -65,7 +65,7 @@ def new_backbone(
                 nn.init.zeros_(head.bias)
     inputs.truncation = type(inputs.truncation)()
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _enable_checkpointing(model)
     return Backbone(model, inputs, head_name, head)
 
 
@@ -148,7 +148,7 @@ def _load(
     try:
         if random:
             return AutoModelForSequenceClassification.from_config(config, **options).float()
-        with _quiet_loading():
+        with quiet_transformers():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=config,
@@ -178,9 +178,18 @@ def _load(
     return model
 
 
+def _enable_checkpointing(model: Any) -> None:
+    """Under the name of transformers 5.23, or the one before it, which that version deprecates."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+
+
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without transformers' report of missing head weights: they are always missing here, and always set."""
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, and no report of missing head weights: they are always missing here, and always set."""
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -18,7 +18,7 @@ from equipoise.data import save_tokenizer_checked
 from equipoise.errors import CheckpointError, ConfigError, RewardError
 from equipoise.models.aspects import Aspect
 from equipoise.models.loading import check_model_directory, resolve_precision
-from equipoise.models.reward_backbone import Backbone, new_backbone, saved_backbone
+from equipoise.models.reward_backbone import Backbone, new_backbone, quiet_transformers, saved_backbone
 from equipoise.models.reward_head import folded_head
 from equipoise.models.reward_inputs import EncodedRow, InputFormat, Prompt, TruncationCount
 
@@ -254,7 +254,8 @@ class RewardModel:
         model = self._backbone.model
         head, offset = folded_head(self._backbone.head_name, self._backbone.head, self.native_scale, self.native_offset)
         state = {**model.state_dict(), **head}
-        model.save_pretrained(directory, state_dict=state)
+        with quiet_transformers():
+            model.save_pretrained(directory, state_dict=state)
         save_tokenizer_checked(self.tokenizer, directory)
         values = {
             "format_version": FORMAT_VERSION,
