@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from equipoise.errors import ConfigError, DataError
 from equipoise.evaluation.evaluate import COMPLETIONS_FILE, EVALUATION_FILE
@@ -94,6 +93,7 @@ def _method(base: PromptTable, seeds: Sequence[Evaluated], tables: Sequence[Prom
     return {
         "evaluation": dict(seeds[0].evaluation) if len(seeds) == 1 else _pooled(seeds, tables, seed),
         "paired_difference": paired_differences(base, tables, seed=seed),
+        "refusal_difference": refusal_differences(base, tables, seed=seed),
         "cost": mean_cost(known) if known else None,
         "cost_per_seed": costs,
         "seeds": [_seed_point(evaluated) for evaluated in seeds],
@@ -101,18 +101,21 @@ def _method(base: PromptTable, seeds: Sequence[Evaluated], tables: Sequence[Prom
 
 
 def paired_differences(base: PromptTable, tables: Sequence[PromptTable], *, seed: int) -> dict[str, dict[str, Any]]:
-    """{aspect and "combined" and "refusal/<kind>": {"mean", "ci95", "n"}} of method less base, prompt by prompt.
+    """{aspect and "combined": {"mean", "ci95", "n"}} of method less base, prompt by prompt.
 
-    A seed's value is set against the base's on the same prompt, and the seeds that have one are averaged.
-    Arithmetic: base (1, 2), seeds (2, 2) and (4, 3): prompt 1 (1 + 3)/2 = 2, prompt 2 (0 + 1)/2 = 0.5, mean 1.25.
+    A prompt's value is the mean over the seeds that have one, less the base's on the same prompt.
+    Arithmetic: base (1, 2), seeds (2, 2) and (4, 3): prompt 1 (2+4)/2 - 1 = 2, prompt 2 (2+3)/2 - 2 = 0.5, mean 1.25.
     """
     mean = average_tables(tables)
-    pairs: dict[str, tuple[Tensor, Tensor]] = {name: (mean.aspects[name], base.aspects[name]) for name in base.aspects}
+    pairs = {name: (mean.aspects[name], base.aspects[name]) for name in base.aspects}
     pairs[COMBINED] = (mean.combined_P, base.combined_P)
-    for kind in sorted(set(base.kinds)):
-        index = base.of_kind(kind)
-        pairs[f"refusal_rate/{kind}"] = (mean.refusal_P[index], base.refusal_P[index])
     return {name: interval(method_P - base_P, seed=seed) for name, (method_P, base_P) in pairs.items()}
+
+
+def refusal_differences(base: PromptTable, tables: Sequence[PromptTable], *, seed: int) -> dict[str, dict[str, Any]]:
+    """{kind: {"mean", "ci95", "n"}}: refusal rate of method less base, prompt by prompt as in `paired_differences`."""
+    difference_P = average_tables(tables).refusal_P - base.refusal_P
+    return {kind: interval(difference_P[base.of_kind(kind)], seed=seed) for kind in sorted(set(base.kinds))}
 
 
 def _pooled(seeds: Sequence[Evaluated], tables: Sequence[PromptTable], seed: int) -> dict[str, Any]:

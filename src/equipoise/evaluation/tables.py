@@ -117,9 +117,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> TextTable:
         for name, values in [*base["aspects"].items(), (COMBINED, base[COMBINED])]
     ]
     for kind in base["refusal_rate"]:
-        name = f"refusal_rate/{kind}"
-        differences = (_estimate(method["paired_difference"].get(name), signed=True) for method in methods.values())
-        rows.append((name, _rate(base, kind), *differences))
+        differences = (_estimate(method["refusal_difference"].get(kind), signed=True) for method in methods.values())
+        rows.append((f"refusal rate, {kind}", _rate(base, kind), *differences))
     header = (
         "aspect",
         "base",

@@ -1,6 +1,7 @@
 """comparison.json: paired by prompt, seeds averaged, everything else equal or refused."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from equipoise.evaluation.evaluate import save_evaluation
 from equipoise.evaluation.metrics import evaluate_rows
 
 
-def evaluated(scores: list[float | None], *, name: str = "base", **changes: Any) -> Evaluated:
+def evaluated(scores: Sequence[float | None], *, name: str = "base", **changes: Any) -> Evaluated:
     rows = [row(group, score, kind="benign" if group % 2 else "adversarial") for group, score in enumerate(scores)]
     rows = [{**r, **changes.pop("row", {})} for r in rows]
     evaluation = evaluate_rows(rows, [POLITE], None, policy_name=name, judge_name="j", seed=0)
@@ -45,7 +46,9 @@ def test_pairing_removes_what_prompts_share() -> None:
 
 def test_a_policy_against_itself_differs_by_exactly_nothing() -> None:
     base = evaluated([0.3, 0.1, 0.7])
-    for values in compare(base, {"same": [base]})["methods"]["same"]["paired_difference"].values():
+    difference = compare(base, {"same": [base]})["methods"]["same"]["paired_difference"]
+    assert set(difference) == {"politeness", "combined"}
+    for values in difference.values():
         assert values["mean"] == 0.0 and values["ci95"] == [0.0, 0.0]
 
 
@@ -63,9 +66,9 @@ def test_refusals_are_compared_by_kind() -> None:
     base = evaluated([1.0, 1.0, 1.0, 1.0])
     refusing = evaluated([1.0, 1.0, 1.0, 1.0])
     refusing.rows[0]["refusal"] = True  # prompts 0 and 2 are adversarial
-    difference = compare(base, {"m": [refusing]})["methods"]["m"]["paired_difference"]
-    assert difference["refusal_rate/adversarial"]["mean"] == 0.5
-    assert difference["refusal_rate/benign"]["mean"] == 0.0
+    difference = compare(base, {"m": [refusing]})["methods"]["m"]["refusal_difference"]
+    assert difference["adversarial"]["mean"] == 0.5
+    assert difference["benign"]["mean"] == 0.0
 
 
 def test_other_prompts_are_refused_naming_the_first() -> None:

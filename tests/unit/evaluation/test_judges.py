@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.evaluation_toys import hand_rollout
+from tests.reward_toys import ASPECTS, save_backbone
 from tests.toy import two_aspects
 
+from equipoise.config import BackboneConfig
 from equipoise.errors import ConfigError, RewardError
 from equipoise.evaluation.judges import JUDGES, load_judge
+from equipoise.models.reward_model import RewardModel
 from equipoise.rollout.scorers import FunctionScorer, score_rollout
 
 
@@ -78,6 +82,19 @@ def test_a_function_with_aspects() -> None:
 def test_wrong_names(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_judge(name)
+
+
+def test_a_reward_model_directory_scores_as_the_model_does(tmp_path: Path) -> None:
+    backbone = save_backbone(tmp_path / "backbone")
+    model = RewardModel.from_backbone(BackboneConfig(model=str(backbone)), ASPECTS)
+    directory = str(model.save(tmp_path / "model"))
+    judge = load_judge(directory)
+    assert judge.name == directory
+    assert judge.aspects == ASPECTS
+    texts = ["good dog", "mean pig", "no ice", "mean pig"]
+    scores = score_rollout(hand_rollout([[text] for text in texts]), [judge])
+    expected = model.score([f"prompt {g}" for g in range(4)], texts)
+    torch.testing.assert_close(scores, expected.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_directory_that_holds_no_reward_model(tmp_path: Path) -> None:
