@@ -13,13 +13,22 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
+
+from equipoise.models.policy import Policy
+from equipoise.rollout.types import Rollout
 
 WORDS = [
     "please",
@@ -90,8 +99,18 @@ def toy_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def toy_config(architecture: str = "llama", *, hidden: int = 32, layers: int = 2, vocabulary: int = 64) -> Any:
-    """A config of a few thousand parameters."""
+def toy_config(
+    architecture: str = "llama", *, hidden: int = 32, layers: int = 2, vocabulary: int = 64, **changes: Any
+) -> Any:
+    """A config of a few thousand parameters; `changes` are set on it last (`tie_word_embeddings`, `sliding_window`)."""
+    config = _toy_config(architecture, hidden, layers, vocabulary)
+    for name, value in changes.items():
+        assert hasattr(config, name), f"{type(config).__name__} has no {name}"
+        setattr(config, name, value)
+    return config
+
+
+def _toy_config(architecture: str, hidden: int, layers: int, vocabulary: int) -> Any:
     common: dict[str, Any] = {
         "vocab_size": vocabulary,
         "pad_token_id": 0,
@@ -100,6 +119,8 @@ def toy_config(architecture: str = "llama", *, hidden: int = 32, layers: int = 2
     }
     if architecture == "gpt2":
         return GPT2Config(n_embd=hidden, n_layer=layers, n_head=4, n_positions=128, **common)
+    if architecture == "mamba":
+        return MambaConfig(hidden_size=hidden, num_hidden_layers=layers, state_size=4, **common)
     common |= {
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
@@ -112,18 +133,95 @@ def toy_config(architecture: str = "llama", *, hidden: int = 32, layers: int = 2
         return Gemma2Config(head_dim=8, sliding_window=128, **common)
     if architecture == "qwen3":
         return Qwen3Config(head_dim=8, **common)
+    if architecture == "mistral":
+        return MistralConfig(sliding_window=4, **common)
+    if architecture == "mixtral":
+        return MixtralConfig(num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.1, **common)
+    if architecture == "qwen3_moe":
+        return Qwen3MoeConfig(
+            head_dim=8,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=hidden,
+            decoder_sparse_step=1,
+            **common,
+        )
+    if architecture == "cohere":
+        return CohereConfig(logit_scale=0.25, **common)
+    if architecture == "granite":
+        return GraniteConfig(logits_scaling=3.0, embedding_multiplier=2.0, residual_multiplier=0.7, **common)
     return {"llama": LlamaConfig, "qwen2": Qwen2Config}[architecture](**common)
 
 
 def toy_policy_directory(
-    directory: Path, *, architecture: str = "llama", chat: bool = False, seed: int = 0, **sizes: int
+    directory: Path, *, architecture: str = "llama", chat: bool = False, seed: int = 0, **sizes: Any
 ) -> Path:
     """A random causal LM with its tokenizer, saved as transformers saves it."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(toy_config(architecture, **sizes))
-    model.save_pretrained(directory)
+    toy_model(architecture, seed=seed, **sizes).save_pretrained(directory)
     toy_tokenizer(chat=chat).save_pretrained(directory)
     return directory
+
+
+def toy_model(architecture: str = "llama", *, seed: int = 0, **sizes: Any) -> Any:
+    """A random causal LM; `initializer_range=0.3` makes its distributions far from uniform."""
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(toy_config(architecture, **sizes))
+
+
+def toy_rollout(
+    prompt_lengths: list[int],
+    completion_lengths: list[int],
+    *,
+    vocabulary: int = 64,
+    temperature: float = 1.0,
+    group_size: int = 1,
+    seed: int = 0,
+    extra_padding: int = 0,
+    pad_id: int = 0,
+) -> Rollout:
+    """Random ids of these lengths, one row each; padding columns added on both sides change nothing else."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(prompt_lengths)
+    width, longest = max(prompt_lengths) + extra_padding, max(completion_lengths) + extra_padding
+    prompt_ids, completion_ids = torch.full((count, width), pad_id), torch.full((count, longest), pad_id)
+    for row, (before, after) in enumerate(zip(prompt_lengths, completion_lengths, strict=True)):
+        drawn = torch.randint(1, vocabulary, (before + after,), generator=generator)
+        prompt_ids[row, width - before :] = drawn[:before]
+        completion_ids[row, :after] = drawn[before:]
+    return Rollout(
+        prompt_ids_BS=prompt_ids,
+        prompt_mask_BS=torch.arange(width)[None] >= width - torch.tensor(prompt_lengths)[:, None],
+        completion_ids_BT=completion_ids,
+        completion_mask_BT=torch.arange(longest)[None] < torch.tensor(completion_lengths)[:, None],
+        sampler_logprobs_BT=torch.zeros(count, longest),
+        group_ids_B=torch.arange(count) // group_size,
+        index_in_group_B=torch.arange(count) % group_size,
+        finish_reasons=("stop",) * count,
+        prompts=tuple(f"prompt {row // group_size}" for row in range(count)),
+        kinds=("unlabelled",) * count,
+        completions=tuple(f"completion {row}" for row in range(count)),
+        temperature=temperature,
+    )
+
+
+def naive_logits(model: Any, rollout: Rollout, row: int) -> torch.Tensor:
+    """Logits [T, V] before each completion token of one row: the plain model on the whole unpadded sequence."""
+    prompt = rollout.prompt_ids_BS[row][rollout.prompt_mask_BS[row]]
+    completion = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]]
+    ids = torch.cat([prompt, completion])[None]
+    return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+
+
+def naive_logprobs(model: Any, rollout: Rollout, row: int, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities [T] of one row's completion tokens, from the full log-softmax."""
+    completion = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]]
+    table = torch.log_softmax(naive_logits(model, rollout, row) / temperature, dim=-1)
+    return torch.stack([table[t, token] for t, token in enumerate(completion.tolist())])
+
+
+def plain_model(policy: Policy) -> Any:
+    """The transformers model inside a policy."""
+    return policy.module.causal
 
 
 def politeness(prompts: list[Any], completions: list[str]) -> dict[str, list[float | None]]:
@@ -166,6 +264,61 @@ def grpo_values(model: Path, prompts: Path, **changes: Any) -> dict[str, Any]:
         "prompts_per_step": 4,
         "group_size": 4,
         "sampling": {"max_tokens": 6},
+        "optimizer": {"learning_rate": 1e-3},
+        **changes,
+    }
+
+
+def write_demonstrations(path: Path, count: int = 24) -> Path:
+    """JSONL pairs of a question and a polite answer."""
+    rows = [
+        {
+            "prompt": f"how do i {WORDS[6 + i % 3]} {WORDS[20 + i % 12]}",
+            "response": f"please {WORDS[25 + i % 14]} thanks",
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_scored(path: Path, count: int = 40) -> Path:
+    """JSONL responses scored on politeness and, every other row, on rudeness."""
+    rows = []
+    for i in range(count):
+        words = [WORDS[(7 * i + 3 * j) % len(WORDS)] for j in range(4 + i % 3)]
+        text = " ".join(words)
+        scores = {"politeness": _share(text, POLITE), "rudeness": _share(text, RUDE) if i % 2 else None}
+        rows.append({"prompt": f"how do i {WORDS[6 + i % 20]} it", "response": text, "scores": scores})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def sft_values(model: Path, demonstrations: Path, **changes: Any) -> dict[str, Any]:
+    """An SFT recipe of six steps; `changes` replace top-level keys."""
+    return {
+        "algorithm": "sft",
+        "policy": {"model": str(model)},
+        "data": str(demonstrations),
+        "validation_fraction": 0.2,
+        "batch_size": 4,
+        "num_epochs": 1,
+        "evaluate_every": 2,
+        "optimizer": {"learning_rate": 1e-3},
+        **changes,
+    }
+
+
+def reward_values(model: Path, scored: Path, **changes: Any) -> dict[str, Any]:
+    """A reward recipe over politeness and rudeness; `changes` replace top-level keys."""
+    return {
+        "algorithm": "reward",
+        "model": {"model": str(model)},
+        "data": str(scored),
+        "aspects": {"politeness": {"higher_is_better": True, "range": [0, 1]}, "rudeness": {"higher_is_better": False}},
+        "input": {"format": "concatenation", "separator": " to ", "max_length": 32},
+        "num_epochs": 2,
+        "batch_size": 8,
         "optimizer": {"learning_rate": 1e-3},
         **changes,
     }

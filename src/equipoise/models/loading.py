@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,7 @@ def without_dropout(config: Any) -> dict[str, Any]:
     old: dict[str, Any] = {}
     text = config.get_text_config()
     for name, value in list(text.to_dict().items()):
-        is_rate = name.endswith(("dropout", "pdrop", "dropout_prob", "jitter_noise")) or name.startswith("dropout")
+        is_rate = "drop" in name or name.endswith("jitter_noise")  # attn_pdrop, layerdrop, hidden_dropout_prob, ...
         if is_rate and isinstance(value, int | float) and not isinstance(value, bool) and value:
             old[name] = value
             setattr(text, name, 0.0)
@@ -117,6 +120,26 @@ def resolve_precision(precision: str, num_parameters: int) -> str:
     if precision != "auto":
         return precision
     return "float32" if num_parameters < BFLOAT16_FROM else "bfloat16"
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; under adapters the frozen embedding must pass gradients on."""
+    # transformers 5.23 renamed it, and warns about the old name
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is not None:
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that peft asks transformers for a name deprecated in 5.23, which a user cannot mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        yield
 
 
 def _first_line(error: BaseException) -> str:

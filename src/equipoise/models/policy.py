@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from equipoise.models.loading import (
     build_model,
     check_model_directory,
     count_parameters,
+    enable_checkpointing,
     is_adapter,
     load_config,
+    quiet_peft,
     resolve_precision,
     without_dropout,
 )
@@ -152,11 +155,14 @@ def load_policy(
     )
     _check_vocabulary(base_name, model, tokenizer)
     if uses_lora:
-        model = _with_adapter(model, config, base_name, continues_adapter, seed, trainable)
+        with warnings.catch_warnings():
+            # peft asks transformers for a name that transformers has deprecated: nothing a user could do about it.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = _with_adapter(model, config, base_name, continues_adapter, seed, trainable)
     if not trainable:
         model.requires_grad_(False)
     if config.gradient_checkpointing and trainable:
-        _enable_checkpointing(model)
+        enable_checkpointing(model)
     module = PolicyModule(model, autocast=precision == "bfloat16", value_head=value_head)
     if device is not None:
         module.to(device)
@@ -215,7 +221,8 @@ def _with_adapter(model: Any, config: ModelConfig, base_name: str, continues: bo
 
     if continues:
         try:
-            adapted = peft.PeftModel.from_pretrained(model, config.model, is_trainable=trainable)
+            with quiet_peft():
+                adapted = peft.PeftModel.from_pretrained(model, config.model, is_trainable=trainable)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise ConfigError(
                 f"{config.model}: the adapter does not fit its base {base_name}: {str(error).strip().splitlines()[0]}; "
@@ -244,7 +251,7 @@ def _fresh_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(seed)
             return peft.get_peft_model(model, settings)
     except ValueError as error:
@@ -252,12 +259,6 @@ def _fresh_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
             f"policy.lora.target_modules {lora.target_modules!r}: LoRA matches no module of {type(model).__name__}; "
             f"use `all-linear` or names from the model ({str(error).strip().splitlines()[0]})"
         ) from error
-
-
-def _enable_checkpointing(model: Any) -> None:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if hasattr(model, "enable_input_require_grads"):
-        model.enable_input_require_grads()
 
 
 def _resolve_prompt_format(config: ModelConfig, tokenizer: Any) -> PromptFormat:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.functional.logprobs import chunked_logprobs
+from equipoise.functional.masking import at_least_float32
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class PolicyModule(nn.Module):
 
     def _project(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden)
-        return self._transform(logits.float()) if self._transform is not None else logits
+        return self._transform(at_least_float32(logits)) if self._transform is not None else logits
 
     def _check_projection(self) -> None:
         """Compare backbone + head with the model's own forward once, on a probe.
