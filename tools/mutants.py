@@ -14,6 +14,7 @@ import ast
 import collections
 import contextlib
 import importlib.machinery
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ SOURCE = ROOT / "src/equipoise/functional"
 TESTS = ROOT / "tests/unit/functional"
 ALLOWED = ROOT / "tools/mutants_allowed.txt"
 LIMIT = 0.03
+# Imports before the forks save their time for every mutant; pytest would rather rewrite hypothesis first, and says so.
+QUIET = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", *QUIET]
 
 OPERATORS: dict[type[ast.AST], list[type[ast.AST]]] = {
     ast.Add: [ast.Sub],
@@ -189,9 +193,7 @@ def start(path: Path, code: CodeType | None) -> int:
     importlib.machinery.SourceFileLoader.get_code = get_code  # pyright: ignore[reportAttributeAccessIssue]
     status = 99
     try:
-        # Importing hypothesis before the fork saves its time for every mutant; pytest would rather rewrite it.
-        quietly = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        status = int(pytest.main(["-x", "-q", *quietly, str(tests_of(path))]))
+        status = int(pytest.main([*PYTEST, str(tests_of(path))]))
     finally:
         os._exit(status)
 
@@ -246,18 +248,26 @@ def read_allowed() -> dict[str, str]:
     return listed
 
 
+def preload() -> None:
+    """Import, once and before the forks, whatever the tests need besides the package itself."""
+    os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    import hypothesis.strategies  # noqa: F401
+    import pytest
+    import scipy.stats  # noqa: F401
+    import torch._dynamo  # torch.utils.checkpoint imports it when first used
+    import torch.utils.checkpoint
+
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main([*PYTEST, "--collect-only", str(ALLOWED.parent)])  # loads pytest's own modules; finds no test
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--module", help="only this module, e.g. losses or objectives")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "OMP_NUM_THREADS": "1"}
-    import hypothesis  # noqa: F401  # imported once, before the forks
-    import pytest  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import torch.utils.checkpoint
-
-    torch.set_num_threads(1)
+    preload()
     began = time.monotonic()
     jobs: list[tuple[Mutant, CodeType]] = []
     for path in sorted(SOURCE.rglob("*.py")):
@@ -278,11 +288,9 @@ def main() -> int:
         print(f"{mutant.path.relative_to(ROOT)}:{mutant.line} survives\n    {mutant.key}")
     for key in stale:
         print(f"{ALLOWED.relative_to(ROOT)}: stale, it is killed or no longer exists:\n    {key}")
-    share = len(unlisted) / len(jobs)
-    print(
-        f"{len(jobs)} mutants, {len(jobs) - len(survivors)} killed, {len(survivors) - len(unlisted)} survivors listed "
-        f"as equivalent, {len(unlisted)} others ({share:.1%}; limit {LIMIT:.0%}), {time.monotonic() - began:.0f} s"
-    )
+    share, num_listed = len(unlisted) / len(jobs), len(survivors) - len(unlisted)
+    print(f"{len(jobs)} mutants in {time.monotonic() - began:.0f} s: {len(jobs) - len(survivors)} killed,", end=" ")
+    print(f"{num_listed} survivors listed as equivalent, {len(unlisted)} others ({share:.1%}; limit {LIMIT:.0%})")
     return int(share > LIMIT or bool(stale))
 
 

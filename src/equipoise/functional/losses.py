@@ -97,7 +97,7 @@ def clipped_policy_loss(
             "approx_kl": log_ratio_BT.expm1() - log_ratio_BT,
         }
         if kl_BT is not None:
-            per_token["kl_term"] = kl_BT.detach()
+            per_token["kl_term"] = kl_BT
         return loss, _means(per_token, mask_BT)
 
 

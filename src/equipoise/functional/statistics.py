@@ -129,7 +129,7 @@ def r_squared(predictions_N: Tensor, targets_N: Tensor) -> Tensor:
 
     Example: predictions [1, 2, 4], targets [1, 2, 3]: 1 - 1 / 2 = 0.5.
     """
-    errors = (predictions_N.double() - targets_N.double()).square().sum(-1)
+    errors = (predictions_N.detach().double() - targets_N.detach().double()).square().sum(-1)
     return 1 - errors / _centred(targets_N).square().sum(-1)
 
 

@@ -48,6 +48,7 @@ def test_entropy_by_hand():
     p = 1 / (1 + math.sqrt(3))
     wanted = -p * math.log(p) - (1 - p) * math.log(1 - p)
     assert entropy(logits[1:2], temperature=2).item() == pytest.approx(wanted, rel=1e-12)
+    assert torch.equal(entropy(logits.view(1, 3, 2)), entropy(logits)[None])
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 7, 100])
@@ -138,7 +139,8 @@ def test_the_default_chunk_is_512_rows():
 
     with torch.no_grad():
         chunked_logprobs(hidden, head, targets)
-    assert sizes == [512, 88]
+        chunked_logprobs(hidden[:1], head, targets[:1], chunk_size=1)
+    assert sizes == [512, 88, 1]
 
 
 def test_bfloat16_hidden_states_give_float32():

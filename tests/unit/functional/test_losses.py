@@ -301,6 +301,16 @@ def test_a_ratio_that_overflows_behind_the_clip_leaves_the_gradient_finite():
     assert metrics["clip_fraction"].item() == 0.5
 
 
+def test_on_the_border_and_without_advantage_nothing_is_clipped():
+    """Ratios of exactly 1.2 and 0.8 still have their gradient; at A = 0 there is no gradient to cut off."""
+    gaps = tensor(math.log1p(0.2), math.log1p(-0.2), -3.0, 3.0)[:, None].requires_grad_()
+    loss, metrics = clipped_policy_loss(gaps, torch.zeros(4, 1), tensor(1, -1, 0, 0), torch.ones(4, 1))
+    loss.backward()
+    assert metrics["clip_fraction"].item() == 0
+    assert gaps.grad is not None
+    assert gaps.grad.flatten().tolist() == pytest.approx([-0.3, 0.2, 0, 0])
+
+
 def test_no_gradient_flows_into_old_logprobs_and_advantages():
     old, advantages = torch.zeros(1, 1, requires_grad=True), torch.ones(1, requires_grad=True)
     loss, _ = clipped_policy_loss(torch.zeros(1, 1, requires_grad=True), old, advantages, torch.ones(1, 1))
@@ -383,11 +393,13 @@ def test_value_loss_gradient_and_mask():
     """Unclipped and inside the range the gradient is V - R; masked garbage gives 0, an empty mask 0 throughout."""
     values = tensor([1.0, NAN]).requires_grad_()
     old = tensor([1.0, NAN]).requires_grad_()
-    arguments = values, old, tensor([3.0, math.inf])
+    returns = tensor([3.0, math.inf]).requires_grad_()
+    arguments = values, old, returns
     value_loss(*arguments, torch.tensor([[1, 0]]), epsilon=1)[0].backward()
     assert values.grad is not None
     assert values.grad.tolist() == [[-2, 0]]
     assert old.grad is None
+    assert returns.grad is None
     values.grad = None
     loss, metrics = value_loss(*arguments, torch.zeros(1, 2), epsilon=1)
     loss.backward()

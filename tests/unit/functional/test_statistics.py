@@ -95,6 +95,30 @@ def test_bootstrap_does_not_depend_on_the_size_of_its_chunks(monkeypatch):
     assert drawn == [(1, 30, 1)] * 4
 
 
+def test_bootstrap_holds_four_million_numbers_at_once():
+    """1,000 rows of 2 columns: 2^22 / 2000 = 2097 resamples at a time, 5 times for 10,000."""
+    drawn = []
+
+    def mean(resamples):
+        drawn.append(len(resamples))
+        return resamples.mean((1, 2))
+
+    bootstrap_statistic(torch.zeros(1000, 2), mean, seed=0)
+    assert drawn == [1, 2097, 2097, 2097, 2097, 1612]
+
+
+def test_values_that_carry_a_graph_are_read_without_it():
+    values = normal(4).requires_grad_()
+    assert bootstrap_interval(values, seed=0, num_resamples=5) == bootstrap_interval(
+        values.detach(), seed=0, num_resamples=5
+    )
+    assert bootstrap_statistic(values[:, None], lambda r: r.mean((1, 2)), seed=0, num_resamples=5)[0] == pytest.approx(
+        values.detach().mean().item()
+    )
+    for found in (ranks(values), pearson(values, values), spearman(values, values), r_squared(values, values)):
+        assert not found.requires_grad
+
+
 def test_bootstrap_resamples_rows_whole():
     """Two columns that are equal stay equal in every resample, so their difference has an interval of width 0."""
     rows = normal(50)[:, None].expand(-1, 2)
