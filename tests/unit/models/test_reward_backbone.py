@@ -8,13 +8,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.reward_toys import byte_tokenizer, config_of, save_backbone, word_tokenizer
 
 from equipoise.config import BackboneConfig
 from equipoise.errors import ConfigError
 from equipoise.models.aspects import Aspect
 from equipoise.models.reward_backbone import set_dropout
 from equipoise.models.reward_model import RewardModel
-from tests.reward_toys import byte_tokenizer, config_of, save_backbone, word_tokenizer
 
 
 def load(directory, **options) -> RewardModel:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.reward_toys import byte_tokenizer, word_tokenizer
 
 from equipoise.errors import ConfigError, DataError
 from equipoise.models.reward_inputs import InputFormat, RewardInputs, prompt_text
-from tests.reward_toys import byte_tokenizer, word_tokenizer
 
 
 def encoder_inputs(max_length: int = 64, **options: str) -> RewardInputs:

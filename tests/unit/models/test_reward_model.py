@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.reward_toys import ASPECTS, DECODERS, ENCODERS, save_backbone
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from equipoise.config import BackboneConfig, InputFormatConfig
 from equipoise.errors import CheckpointError, ConfigError, DataError, RewardError
 from equipoise.models.aspects import Aspect
 from equipoise.models.reward_model import RewardModel
-from tests.reward_toys import ASPECTS, DECODERS, ENCODERS, save_backbone
 
 PROMPTS = ["cat dog", "", [{"role": "user", "content": "fox jam"}], "hat " * 100, "mean"]
 RESPONSES = ["good kind", "no", "low " * 70, "oak", ""]
@@ -266,7 +266,7 @@ def broken_copy(source: Path, target: Path, **changes) -> Path:
 def test_loading_what_is_no_reward_model(saved_bert, backbones, tmp_path):
     with pytest.raises(ConfigError, match="no such"):
         RewardModel.load(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="not a reward model, it has no equipoise.json"):
+    with pytest.raises(ConfigError, match=r"not a reward model, it has no equipoise\.json"):
         RewardModel.load(backbones["bert"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="not a model directory"):
