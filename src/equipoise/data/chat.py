@@ -56,15 +56,15 @@ def uses_chat(tokenizer: Any, prompt: Prompt, prompt_format: PromptFormat = "aut
         )
     if isinstance(prompt, str):
         return has_template and prompt_format != "text"
-    if prompt_format == "text":
-        raise DataError(
-            f"prompt_format is text, and a prompt is a list of messages ({shown(prompt)}); "
-            "use prompt_format: chat, or give prompts as texts"
-        )
     if not has_template:
         raise DataError(
             f"a prompt is a list of messages ({shown(prompt)}), and the tokenizer {_name(tokenizer)} has no chat "
             "template; give it one (chat_template.jinja in its directory), or give prompts as texts"
+        )
+    if prompt_format == "text":
+        raise DataError(
+            f"prompt_format is text, and a prompt is a list of messages ({shown(prompt)}); "
+            "use prompt_format: chat, or give prompts as texts"
         )
     return True
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.models.policy_module import PolicyModule
 
@@ -27,8 +27,9 @@ class FlopCounter:
         """Counter of a policy's module."""
         causal = module.causal
         config = causal.config.get_text_config()
-        head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
-        outside = {id(p) for part in (head, embedding) for p in part.parameters()}
+        head = causal.get_output_embeddings()
+        tables = [part for part in causal.modules() if isinstance(part, nn.Embedding)]  # looked up, not multiplied
+        outside = {id(p) for part in (head, *tables) for p in part.parameters()}
         experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
         active = (getattr(config, "num_experts_per_tok", None) or 1) / experts if experts > 1 else 1.0
         products = 0.0
@@ -38,8 +39,8 @@ class FlopCounter:
                 continue
             products += parameter.numel() * (active if parameter.ndim == 3 else 1.0)
             trains_backbone |= parameter.requires_grad and "lora_" not in name
-        heads = config.num_attention_heads
-        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        heads = getattr(config, "num_attention_heads", None) or 0  # 0: a state-space model attends to nothing
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
         head_numel = sum(p.numel() for p in head.parameters() if p.ndim == 2)
         trains_head = any(p.requires_grad for p in head.parameters())
         return cls(2 * products, 4.0 * width * config.num_hidden_layers, 2.0 * head_numel, trains_backbone, trains_head)

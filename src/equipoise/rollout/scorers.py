@@ -10,7 +10,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,23 +65,19 @@ class FunctionScorer:
             result = self._function(list(rollout.prompts), list(rollout.completions))
         except Exception as error:
             raise RewardError(f"reward function {self.name} raised {type(error).__name__}: {error}") from error
-        if not isinstance(result, Mapping):
-            raise RewardError(
-                f"reward function {self.name} returned {type(result).__name__}; return {{aspect: list of numbers}}"
-            )
         return result
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Import `package.module:function`; the working directory is searched last. Raises ConfigError for what is missing."""
+    """Import `package.module:function`; the working directory is searched last. Raises ConfigError where it fails."""
     if os.getcwd() not in sys.path:  # the console script does not have it, and users keep rewards beside their recipe
         sys.path.append(os.getcwd())
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's module raises while it is imported
         raise ConfigError(
-            f"function {name!r}: cannot import {module_name!r} ({error}); "
+            f"function {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); "
             "is its directory the working directory or on PYTHONPATH, and the name right?"
         ) from error
     function = getattr(module, attribute, None)
@@ -145,7 +141,9 @@ def score_rollout(rollout: Rollout, scorers: Sequence[Scorer]) -> Tensor:
     return torch.stack(columns, dim=1)[inverse]
 
 
-def _check_names(scorer: Scorer, scores: Scores) -> None:
+def _check_names(scorer: Scorer, scores: Any) -> None:
+    if not isinstance(scores, Mapping):
+        raise RewardError(f"scorer {scorer.name} returned {type(scores).__name__}; return {{aspect: list of numbers}}")
     declared = {aspect.name for aspect in scorer.aspects}
     for name in scores:
         if name not in declared:
@@ -158,19 +156,33 @@ def _check_names(scorer: Scorer, scores: Scores) -> None:
 
 
 def _column(scorer: str, aspect: str, values: Any, count: int) -> Tensor:
-    listed = values.tolist() if isinstance(values, Tensor) or hasattr(values, "tolist") else list(values)
+    """One aspect's values as float64 [count], NaN for None; lists, arrays and tensors are taken."""
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(listed, str | bytes | Mapping) or not isinstance(listed, Iterable):
+        raise RewardError(
+            f"scorer {scorer}, aspect {aspect!r}: {type(values).__name__} {_shown(values)} is not a list; "
+            f"return a list of {count} numbers, one for each completion"
+        )
+    listed = list(listed)
     if len(listed) != count:
         raise RewardError(
             f"scorer {scorer}, aspect {aspect!r}: {len(listed)} values for {count} completions; return one for each"
         )
     column = torch.full((count,), math.nan, dtype=torch.float64)
     for row, value in enumerate(listed):
+        if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+            value = value.item()
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise RewardError(
-                f"scorer {scorer}, aspect {aspect!r}, completion {row}: {value!r} is not a finite number; "
+                f"scorer {scorer}, aspect {aspect!r}, completion {row}: {_shown(value)} is not a finite number; "
                 "return None where there is no score"
             )
         column[row] = float(value)
     return column
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

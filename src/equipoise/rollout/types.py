@@ -40,7 +40,9 @@ class Rollout:
 
     def __getitem__(self, rows: Tensor | list[int] | slice) -> Rollout:
         """The rollout of these rows, in this order; columns are kept so that shapes do not depend on the rows."""
-        index = torch.arange(len(self))[rows if not isinstance(rows, list) else torch.tensor(rows, dtype=torch.long)]
+        if isinstance(rows, list):
+            rows = torch.tensor(rows, dtype=torch.long)
+        index = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
         positions = index.tolist()
         changes: dict[str, Any] = {}
         for field in fields(self):
