@@ -32,7 +32,7 @@ def group_advantages(
     if rewards_B.ndim != 1:
         raise ValueError(f"rewards need one number for each completion, got shape {tuple(rewards_B.shape)}")
     rewards = centre_rewards(rewards_B[:, None], group_ids_B)
-    centred_B, scored_B = rewards.centred_BK[:, 0], rewards.scored_BK[:, 0]
+    centred_B, scored_B = rewards.centred_BK.squeeze(1), rewards.scored_BK.squeeze(1)
     if scale == "std":
         std_G = spread(centred_B, scored_B, rewards.index_B, rewards.num_groups)
         centred_B = centred_B * inverse_scale(std_G, delta)[rewards.index_B]

@@ -37,7 +37,7 @@ def centre_rewards(rewards_BK: Tensor, group_ids_B: Tensor) -> CentredRewards:
     scored_BK = ~rewards_BK.isnan()
     filled_BK = torch.where(scored_BK, rewards_BK, 0.0)
     count_GK = group_sum(scored_BK.to(torch.float64), index_B, num_groups)
-    mean_GK = group_sum(filled_BK, index_B, num_groups) / count_GK.clamp(min=1)
+    mean_GK = group_sum(filled_BK, index_B, num_groups) / count_GK  # NaN where nothing is scored, and not used there
     high_GK = _group_extreme(torch.where(scored_BK, rewards_BK, -torch.inf), index_B, num_groups, "amax")
     low_GK = _group_extreme(torch.where(scored_BK, rewards_BK, torch.inf), index_B, num_groups, "amin")
     # Equality decides, not the computed spread: the mean of eight 0.7s is not exactly 0.7.

@@ -43,7 +43,7 @@ def hypervolume(points_NK: Tensor, reference_K: Tensor) -> float:
 
 def _volume(points: list[Point]) -> float:
     """Volume of the union of the boxes from 0 to each point: what each box adds to those after it, summed."""
-    front = sorted(_undominated(points), reverse=True)
+    front = sorted(_undominated(points))
     total = 0.0
     for number, point in enumerate(front):
         box = 1.0

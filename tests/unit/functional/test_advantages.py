@@ -187,5 +187,7 @@ def test_gae_has_no_graph_and_leaves_its_arguments_alone():
 
 
 def test_gae_refuses_left_padding():
-    with pytest.raises(ValueError, match="right-padded"):
-        gae(tensor([1, 2]), tensor([1, 2]), tensor([0, 1]), gamma=1, lam=1)
+    numbers = torch.ones(2, 3)
+    for row in ([0, 1, 1], [1, 0, 1], [0, 0, 1]):
+        with pytest.raises(ValueError, match="right-padded"):
+            gae(numbers, numbers, tensor([1, 1, 1], row), gamma=1, lam=1)

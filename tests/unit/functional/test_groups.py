@@ -72,9 +72,9 @@ def test_inverse_scale():
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_an_infinite_reward_is_refused_by_column_and_row(value):
-    rewards = tensor([1, 2], [NAN, value])
+    rewards = tensor([1, 2], [NAN, value], [3, -value])
     with pytest.raises(ValueError, match=f"objective column 1 holds {value} for completion 1"):
-        centre_rewards(rewards, torch.tensor([0, 0]))
+        centre_rewards(rewards, torch.tensor([0, 0, 0]))
 
 
 @pytest.mark.parametrize("group_ids", [torch.tensor([0]), torch.tensor([[0], [0]])])

@@ -330,6 +330,7 @@ def test_half_precision_is_computed_in_float32():
         ({"ratio": "row"}, "unknown ratio 'row': choose token or sequence"),
         ({"reduction": "sum"}, "unknown reduction 'sum': choose sequence_mean, token_mean or constant"),
         ({"epsilon": -0.1}, "epsilon and epsilon_high must be at least 0, got -0.1 and -0.1"),
+        ({"epsilon": -0.1, "epsilon_high": 0.2}, "epsilon and epsilon_high must be at least 0, got -0.1 and 0.2"),
         ({"epsilon_high": -0.1}, "epsilon and epsilon_high must be at least 0, got 0.2 and -0.1"),
         ({"epsilon": NAN}, "epsilon and epsilon_high must be at least 0"),
         ({"reduction": "constant"}, "constant goes with reduction='constant'"),
@@ -373,12 +374,14 @@ def test_value_loss_against_plain_python_and_its_parts(seed, epsilon):
     values, old, _, mask = random_batch(seed)
     returns = random_batch(seed + 1)[0]
     values.requires_grad_()
-    terms = []
+    terms, cut = [], []
     for v, o, r, keep in zip(values.flatten(), old.flatten(), returns.flatten(), mask.flatten(), strict=True):
         if keep:
             clipped = min(max(v.item(), o.item() - epsilon), o.item() + epsilon)
+            cut.append((clipped - r.item()) ** 2 > (v.item() - r.item()) ** 2)
             terms.append(0.5 * max((v.item() - r.item()) ** 2, (clipped - r.item()) ** 2))
     loss, metrics = value_loss(values, old, returns, mask, epsilon=epsilon)
+    assert metrics["clip_fraction"].item() == pytest.approx(sum(cut) / len(cut))
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-9)
     parts = [
         value_loss(values[rows], old[rows], returns[rows], mask[rows], epsilon=epsilon, normalizer=mask.sum())
@@ -447,6 +450,7 @@ def test_dpo_rewards_of_rejected_scale_with_beta():
     _, metrics = dpo_loss(logs(1), logs(8), logs(1), logs(2), beta=0.5)
     assert metrics["reward_rejected"].item() == pytest.approx(math.log(2), rel=1e-12)
     assert metrics["accuracy"].item() == 0
+    assert dpo_loss(logs(2), logs(1), logs(1), logs(1), beta=0.5)[1]["accuracy"].item() == 1
 
 
 @given(st.floats(-5, 5), st.floats(0.05, 3), st.sampled_from([0.0, 0.2]))

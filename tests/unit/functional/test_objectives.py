@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from equipoise.functional.advantages import group_advantages
 from equipoise.functional.objectives import METHODS, combine_objectives, objective_contributions, variance_shares
+from equipoise.functional.objectives.weighted_sum import settle_ties
 
 NAN = math.nan
 cell = st.one_of(st.just(NAN), st.integers(-4, 4).map(lambda n: n / 4))
@@ -239,4 +240,12 @@ def test_variance_shares_by_hand():
     """Advantages 2, -2 from 3 - 1 and -3 + 1: shares 12 / 8 = 1.5 and -4 / 8 = -0.5. Around a mean of 1: 3, -1."""
     assert variance_shares(tensor([3, -1], [-3, 1])).tolist() == [1.5, -0.5]
     assert variance_shares(tensor([4, -1], [-2, 1])).tolist() == [1.5, -0.5]
+    assert variance_shares(tensor([0.25, 0], [-0.25, 0])).tolist() == [1, 0]
     assert variance_shares(tensor([0, 0], [0, 0])).tolist() == [0, 0]
+
+
+def test_settle_ties_by_hand():
+    """The parts add up to 1. Rounding 0.6 + 0.6 and 0.5 + 0.5 may explain that; 0.4 + 0.4 may not."""
+    parts = tensor([3, -2], [-2, 1], [-2, 3])
+    rounding = tensor([0.6, 0.6], [0.5, 0.5], [0.4, 0.4])
+    assert settle_ties(parts, rounding).tolist() == [[0, 0], [0, 0], [-2, 3]]

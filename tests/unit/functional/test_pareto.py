@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.functional.pareto import hypervolume, pareto_front
+from equipoise.functional.pareto import _undominated, hypervolume, pareto_front
 
 
 def tensor(*values):
@@ -53,7 +53,7 @@ def test_hypervolume_by_hand():
 
 
 def test_points_that_are_not_above_the_reference_add_nothing():
-    assert hypervolume(tensor([1, 1], [-1, 9], [9, 0]), tensor(0, 0)) == 1
+    assert hypervolume(tensor([1, 1], [-1, 9], [9, 0], [-0.5, 3]), tensor(0, 0)) == 1
     assert hypervolume(tensor([0, 1]), tensor(0, 0)) == 0
     assert hypervolume(torch.zeros(0, 3), torch.zeros(3)) == 0
 
@@ -79,6 +79,11 @@ def test_hypervolume_by_inclusion_and_exclusion(points):
 def test_only_the_front_counts(points):
     cloud, corner = tensor(*points), torch.zeros(len(points[0]))
     assert hypervolume(cloud[pareto_front(cloud)], corner) == pytest.approx(hypervolume(cloud, corner))
+
+
+def test_covered_points_and_duplicates_are_dropped_before_the_recursion():
+    """They would add nothing to the volume, and much to the time."""
+    assert _undominated([(1.0, 3.0), (2.0, 2.0), (1.0, 2.0), (2.0, 2.0), (2.0, 1.0)]) == {(1.0, 3.0), (2.0, 2.0)}
 
 
 def test_wrong_points_are_refused():
