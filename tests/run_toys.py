@@ -62,8 +62,9 @@ def train(recipe: Path, out: Path, *overrides: str, resume: bool = False) -> Non
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    """Lines of metrics.jsonl; one that is just being written does not count."""
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def fingerprint(out: Path) -> dict[str, str]:

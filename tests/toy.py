@@ -6,6 +6,7 @@ Nothing is downloaded. Models are built from configs with a fixed seed and saved
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +323,10 @@ def reward_values(model: Path, scored: Path, **changes: Any) -> dict[str, Any]:
         "optimizer": {"learning_rate": 1e-3},
         **changes,
     }
+
+
+def fails_on_second_rank(prompts: list[Any], completions: list[str]) -> dict[str, list[float | None]]:
+    """Works on the first process of a run only."""
+    if os.environ.get("RANK") == "1":
+        raise ValueError("no score on this rank")
+    return politeness(prompts, completions)

@@ -50,9 +50,12 @@ def train(
     ] = False,
 ) -> None:
     """Train what a recipe says: sft, reward or grpo."""
-    from equipoise.cli.train import train_recipe
+    from equipoise.cli.train import end_processes, train_recipe
 
-    train_recipe(recipe, overrides or [], out, resume)
+    try:
+        train_recipe(recipe, overrides or [], out, resume)
+    finally:
+        end_processes()
 
 
 @app.command()

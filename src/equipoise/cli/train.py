@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from equipoise.algorithms.grpo import train_grpo
@@ -18,12 +21,15 @@ from equipoise.data import load_demonstrations, load_prompts
 from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout.scorers import build_scorers
 
+logger = logging.getLogger("equipoise")
+
 
 def train_recipe(recipe: Path, overrides: list[str], out: Path | None, resume: bool) -> None:
     """Train what the recipe says into `out`. Everything that can be wrong with the input is said before training."""
     config = load_recipe(recipe, overrides)
     directory = out or Path(config.out or Path("runs") / recipe.stem)
     run = Run(directory, config, resume=resume, accelerator=Accelerator())
+    _warn_of_missing_processes(run)
     if resume and run.is_complete:
         if run.is_main:
             print(f"{directory}: already complete; the result is in {run.model_directory}", file=sys.stderr)
@@ -31,6 +37,21 @@ def train_recipe(recipe: Path, overrides: list[str], out: Path | None, resume: b
     TRAINERS[type(config)](config, run)
     if run.is_main:
         print(f"done: {run.model_directory}", file=sys.stderr)
+
+
+def end_processes() -> None:
+    """Close the connections of a distributed run: gloo aborts a process that exits with them open."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _warn_of_missing_processes(run: Run) -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one process, unless MPI is there, and says nothing."""
+    if run.num_processes == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        logger.warning(
+            "accelerate launch asked for several processes and started one: --cpu needs MPI for more. Use "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N ... for N processes on the CPU"
+        )
 
 
 def _train_sft(config: SFTConfig, run: Run) -> None:
