@@ -53,7 +53,8 @@ def new_backbone(
         torch.manual_seed(seed)
         random = config.initialise == "random"
         model = _load(config.model, model_config, random=random, complete=keep_head, **options)
-        _set_pad_id(model, tokenizer)
+        if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+            model = _with_pad_row(model, tokenizer, config.model)
         inputs = reward_inputs(tokenizer, model, input_format, config.model)
         probe = inputs.collate(inputs.rows(["a", "a a"], ["a", "a"]))
         head_name, head = find_head(model, probe, config.model)
@@ -218,12 +219,24 @@ def _set_pad_token(tokenizer: Any, config: Any, source: str) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     tokenizer.padding_side = "right"
-    fits = tokenizer.pad_token_id < text_config.vocab_size
-    config.pad_token_id = text_config.pad_token_id = tokenizer.pad_token_id if fits else None
+    if tokenizer.pad_token_id < text_config.vocab_size:
+        config.pad_token_id = text_config.pad_token_id = tokenizer.pad_token_id
 
 
-def _set_pad_id(model: Any, tokenizer: Any) -> None:
-    """Make room for an added pad token, and name it in the config."""
-    if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+def _with_pad_row(model: Any, tokenizer: Any, source: str) -> Any:
+    """The model with an embedding for an added pad token.
+
+    It is built again from the changed config, so that whatever it derives from the pad id (RoBERTa its positions,
+    embeddings the row without gradient) is what a model loaded from disk derives.
+    """
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    try:
+        rebuilt = type(model)(model.config)
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"{source}: its tokenizer has no pad token, and {type(model).__name__} cannot take an added one "
+            f"(id {tokenizer.pad_token_id}): {_first_line(error)}; give a tokenizer with a pad token"
+        ) from error
+    rebuilt.load_state_dict(model.state_dict())
+    return rebuilt

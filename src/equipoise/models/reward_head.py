@@ -48,7 +48,8 @@ def find_head(model: Any, probe: Mapping[str, Tensor], source: str) -> tuple[str
 
 def check_padding(model: Any, probe: Mapping[str, Tensor], pad_token_id: int, source: str) -> None:
     """Raise ConfigError where right padding changes a model's outputs, as it does if it pools at the last column."""
-    single = {name: tensor[:1] for name, tensor in probe.items()}
+    longest = int(probe["attention_mask"].sum(dim=1).argmax())  # the row without padding
+    single = {name: tensor[longest : longest + 1] for name, tensor in probe.items()}
     fill = {"input_ids": pad_token_id}
     padded = {
         name: torch.cat([tensor, torch.full_like(tensor[:, :1], fill.get(name, 0)).repeat(1, 3)], dim=1)

@@ -88,6 +88,7 @@ class RewardModel:
         self.native_scale = list(native_scale) if native_scale else [aspect.std for aspect in aspects]
         self.native_offset = list(native_offset) if native_offset else [aspect.mean for aspect in aspects]
         self._set_standardisation()
+        self.module.eval()
 
     @classmethod
     def from_backbone(
@@ -97,7 +98,7 @@ class RewardModel:
         input_format: InputFormatConfig | InputFormat | None = None,
         seed: int = 0,
     ) -> RewardModel:
-        """A new reward model with one fresh output per aspect, ready to be trained.
+        """A new reward model with one fresh output per aspect, to be trained; in evaluation mode until then.
 
         A directory saved by `RewardModel.save` with the same aspects in the same order keeps its outputs, so that
         training can go on from it; any other checkpoint contributes the network under the outputs only.
@@ -166,7 +167,6 @@ class RewardModel:
             source=str(path),
         )
         model.module.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-        model.module.eval()
         return model
 
     @property

@@ -55,6 +55,14 @@ def test_model_whose_outputs_change_with_padding_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_model_that_pools_at_the_last_column_is_refused(tmp_path):
+    """XLNet expects padding on the left."""
+    config = transformers.XLNetConfig(vocab_size=21, d_model=16, n_layer=1, n_head=2, d_inner=32, pad_token_id=0)
+    save_backbone(tmp_path, config=config)
+    with pytest.raises(ConfigError, match=r"XLNetForSequenceClassification change with right padding"):
+        load(tmp_path)
+
+
 def test_missing_directory_and_directory_without_a_model(tmp_path):
     with pytest.raises(ConfigError, match="no such model directory"):
         load(tmp_path / "nothing")
@@ -102,6 +110,29 @@ def test_tokenizer_without_a_pad_token_gets_one_that_is_not_eos(tmp_path):
     tokenizer = byte_tokenizer(pad="<|eos|>")
     save_backbone(tmp_path / "eos", "gpt2", tokenizer=tokenizer)
     assert load(tmp_path / "eos").tokenizer.pad_token_id == 259
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_added_pad_token_gives_the_same_scores_after_loading(architecture: str, tmp_path):
+    config = config_of(architecture)
+    config.vocab_size, config.pad_token_id = 259, 0
+    config.eos_token_id = 0
+    save_backbone(tmp_path / "backbone", config=config, tokenizer=byte_tokenizer())
+    model = load(tmp_path / "backbone")
+    texts = (["cat", ""], ["dog", "a rather long one"])
+    again = RewardModel.load(model.save(tmp_path / "model"))
+    assert again.module.model.config.pad_token_id == 259
+    torch.testing.assert_close(again.score(*texts), model.score(*texts))
+    assert again.encode(*texts)["input_ids"].tolist() == model.encode(*texts)["input_ids"].tolist()
+
+
+def test_network_that_cannot_take_a_pad_token_is_refused(tmp_path):
+    """RoBERTa counts positions from the pad id: an id beyond its 64 positions leaves none."""
+    config = config_of("roberta")
+    config.vocab_size = 259
+    save_backbone(tmp_path, config=config, tokenizer=byte_tokenizer())
+    with pytest.raises(ConfigError, match=r"no pad token, and RobertaForSequenceClassification cannot take"):
+        load(tmp_path)
 
 
 def test_spare_embedding_rows_are_used_before_more_are_made(tmp_path):
