@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,15 @@ from equipoise.algorithms.run import Run
 from equipoise.config import GRPOConfig
 from equipoise.config.loading import suggest
 from equipoise.errors import ConfigError
-from equipoise.functional.advantages import group_advantages, zero_variance_groups
+from equipoise.functional.advantages import zero_variance_groups
+from equipoise.functional.groups import centre_rewards, inverse_scale, spread
 from equipoise.functional.objectives import METHODS, objective_contributions
+from equipoise.functional.objectives.weighted_sum import settle_ties
 from equipoise.models.aspects import Aspect, utilities
 from equipoise.rollout.scorers import Scorer, all_aspects
 from equipoise.rollout.types import Rollout
+
+_GIVEN = ("rewards_BK", "group_ids_B", "weights_K", "delta")  # what every method of combining is called with
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Objectives:
                 f"combine.method {config.combine.method!r} is not known"
                 f"{suggest(config.combine.method, list(METHODS))}; use one of {', '.join(METHODS)}"
             )
+        _check_options(config)
         aspects = all_aspects(scorers)
         names = [aspect.name for aspect in aspects]
         for name in config.objective_weights:
@@ -55,6 +61,17 @@ class Objectives:
     def names(self) -> list[str]:
         """Aspect names in column order."""
         return [aspect.name for aspect in self.aspects]
+
+
+def _check_options(config: GRPOConfig) -> None:
+    method, options = config.combine.method, config.combine.options
+    known = [name for name in inspect.signature(METHODS[method]).parameters if name not in _GIVEN]
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"combine.options: {method} has no option {name!r}{suggest(name, known)}; "
+                f"it takes {', '.join(known) or 'none'}"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,18 +140,12 @@ def _contributions(utilities_NK: Tensor, group_ids: Tensor, objectives: Objectiv
     )
     if config.scale == "std":
         return parts_NK
-    # The other scales divide the same centred sum by something else: rescale each row's parts to that advantage.
-    centred_NK = _centred(utilities_NK, group_ids, objectives)
-    total = centred_NK.sum(dim=1)
-    scaled = group_advantages(total, group_ids, scale=config.scale, delta=combine.delta)
-    factor = torch.where(total != 0, scaled / torch.where(total != 0, total, 1.0), 0.0)
-    return centred_NK * factor[:, None]
-
-
-def _centred(utilities_NK: Tensor, group_ids: Tensor, objectives: Objectives) -> Tensor:
-    """w_k times the utility less its group's mean [N, K], 0 where missing."""
-    columns = [
-        weight * torch.nan_to_num(group_advantages(utilities_NK[:, k], group_ids, scale="none"))
-        for k, weight in enumerate(objectives.weights_K)
-    ]
-    return torch.stack(columns, dim=1)
+    # The other scales divide the same weighted sum of centred utilities by something else.
+    rewards = centre_rewards(utilities_NK, group_ids)
+    weights_K = objectives.weights_K
+    parts_NK = settle_ties(weights_K * rewards.centred_BK, weights_K * rewards.rounding_BK)
+    if config.scale == "none":
+        return parts_NK
+    scored_N = (rewards.scored_BK & (weights_K > 0)).any(dim=1)
+    std_1 = spread(parts_NK.sum(dim=1), scored_N, torch.zeros_like(rewards.index_B), 1)
+    return parts_NK * inverse_scale(std_1, combine.delta)

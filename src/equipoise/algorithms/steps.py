@@ -45,6 +45,7 @@ class Updater:
         self.updates = 0  # optimizer steps asked for, skipped ones included
         self.skipped = 0  # of those, skipped for a non-finite gradient
         self._skipped_in_a_row = 0
+        self._checked_change = False  # whether the first real step was seen to change something
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         matrices = [p for _, p in named if p.ndim >= 2]
         vectors = [p for _, p in named if p.ndim < 2]
@@ -55,6 +56,7 @@ class Updater:
             betas=config.betas,
             eps=config.eps,
             weight_decay=0.0,
+            fused=True,  # five times faster than the default on a CPU (0.03 against 0.15 s for 22M parameters)
         )
         run.set_trainable(sum(p.numel() for _, p in named))
         self.wrapped, self._optimizer = run.accelerator.prepare(module, optimizer)
@@ -85,12 +87,27 @@ class Updater:
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # type: ignore[operator]
         self.updates += 1
         if math.isfinite(norm):
-            self._optimizer.step()
+            self._optimizer_step(parameters, rate)
             self._skipped_in_a_row = 0
         else:
             self._skip()
         self._optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm if math.isfinite(norm) else None, "learning_rate": rate, "skipped": self.skipped}  # type: ignore[dict-item]
+
+    def _optimizer_step(self, parameters: list[nn.Parameter], rate: float) -> None:
+        """One step; the first with a rate above 0 is checked: a run that learns nothing looks like any other."""
+        if self._checked_change or rate == 0:
+            self._optimizer.step()
+            return
+        before = _sums(parameters)
+        self._optimizer.step()
+        self._checked_change = True
+        if torch.equal(before, _sums(parameters)):
+            self._run.warn_once(
+                "unchanged",
+                "nothing changed after step 1: no trained parameter moved in the first update. Is the gradient 0 "
+                "(no group with variance), or the learning rate too small for the parameters' dtype?",
+            )
 
     def _skip(self) -> None:
         self.skipped += 1
@@ -132,10 +149,12 @@ class Updater:
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if state:
                 self._optimizer_state()[parameter] = {
-                    key: value.clone() if value.ndim == 0 else _like(parameter, value).clone()
+                    # A fused optimizer counts its steps where the parameter lies.
+                    key: value.to(parameter.device).clone() if value.ndim == 0 else _like(parameter, value).clone()
                     for key, value in state.items()
                 }
         self.updates, self.skipped = values["updates"], values["skipped"]
+        self._checked_change = self.updates > self.skipped
         self._skipped_in_a_row = values["skipped_in_a_row"]
 
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
@@ -146,6 +165,12 @@ class Updater:
 
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return dict(self._optimizer_state().get(parameter, {}))
+
+
+@torch.no_grad()
+def _sums(parameters: list[nn.Parameter]) -> Tensor:
+    """The sum of each parameter, float64 [parameters]: any change shows in it, exact cancellation apart."""
+    return torch.stack([_whole(p.detach().sum(dtype=torch.float64)).cpu() for p in parameters])
 
 
 def _whole(tensor: Tensor) -> Tensor:
