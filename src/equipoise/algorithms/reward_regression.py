@@ -38,6 +38,7 @@ from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import Updater
 from equipoise.config import RewardConfig
 from equipoise.data import SPLITS, ScoredRecord, cross_split_duplicates
+from equipoise.errors import CheckpointError
 from equipoise.functional import masked_regression_loss, spearman
 from equipoise.models.reward_inputs import TruncationCount
 from equipoise.models.reward_model import RewardModel
@@ -129,7 +130,7 @@ def train_reward(config: RewardConfig, run: Run, *, records: Sequence[ScoredReco
     best = Best()
     steps_done = _train(model, splits, config, run, best)
     best.restore_into(model)
-    facts = {
+    facts: dict[str, Any] = {
         "steps": steps_done,
         "best_step": best.step or steps_done,
         "truncation": truncation,
@@ -278,7 +279,7 @@ def _report(
     if not run.is_main:
         return
     files = plot_names(model.aspect_specs)
-    unlearned = []
+    unlearned, drawn = [], []
     for k, aspect in enumerate(model.aspect_specs):
         if split := no_better_than_mean(by_split, aspect.name):
             unlearned.append(aspect.name)
@@ -293,7 +294,7 @@ def _report(
             )
         shown = next((split for split in ("test", "validation", "train") if by_split[split][aspect.name]["n"]), "train")
         labels_N = splits[shown].labels_NK[:, k]
-        plot_aspect(run.out / "plots" / files[aspect.name], aspect, scores[shown][:, k], labels_N, shown)
+        drawn.append((files[aspect.name], aspect, scores[shown][:, k], labels_N, shown))
     report = {
         "model": config.model.model,
         "rows": {split: len(splits[split]) for split in SPLITS},
@@ -308,4 +309,11 @@ def _report(
             for aspect in model.aspect_specs
         },
     }
-    write_report(run.out / REPORT_FILE, report)
+    try:
+        for file, aspect, scores_N, labels_N, shown in drawn:
+            plot_aspect(run.out / "plots" / file, aspect, scores_N, labels_N, shown)
+        write_report(run.out / REPORT_FILE, report)
+    except OSError as error:
+        raise CheckpointError(
+            f"{run.out}: cannot write the report: {error}; free space and run again with --resume"
+        ) from error

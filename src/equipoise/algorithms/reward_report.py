@@ -98,7 +98,7 @@ def plot_aspect(path: Path, aspect: Aspect, predictions_N: Tensor, labels_N: Ten
     calibration.plot(ends, ends, color="grey", linewidth=1)
     calibration.set(xlabel="mean predicted (tenths of the rows)", ylabel="mean true", title="reliability")
     direction = "higher is better" if aspect.higher_is_better else "lower is better"
-    figure.suptitle(f"{aspect.name} ({direction}), {title}, n = {len(labels_N)}")
+    figure.suptitle(f"{aspect.name} ({direction}), {title}, n = {len(labels_N)}", parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +225,16 @@ class RewardModel:
         Two for each weight of a matrix and token (embeddings are look-ups), four times width and layers for each pair
         of tokens. Example: 10 tokens in one row, 1000 weights, 2 layers of width 8: 20,000 + 64 * 100 = 26,400.
         """
+        weights, per_pair = self._flop_counts
+        return sum(2.0 * weights * len(row.ids) + per_pair * len(row.ids) ** 2 for row in rows)
+
+    @cached_property
+    def _flop_counts(self) -> tuple[int, float]:
+        """Weights that a token is multiplied with, and FLOPs of a pair of tokens over all layers."""
         model, text = self.module.model, self.module.model.config.get_text_config()
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         weights = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in tables)
-        per_pair = 4.0 * (getattr(text, "hidden_size", 0) or 0) * (getattr(text, "num_hidden_layers", 0) or 0)
-        return sum(2.0 * weights * len(row.ids) + per_pair * len(row.ids) ** 2 for row in rows)
+        return weights, 4.0 * (getattr(text, "hidden_size", 0) or 0) * (getattr(text, "num_hidden_layers", 0) or 0)
 
     def save(self, directory: str | Path) -> Path:
         """Write a plain transformers directory plus equipoise.json, whole or not at all; an earlier one is replaced.

@@ -100,7 +100,7 @@ def test_plot_names_are_file_names_and_stay_apart():
 
 def test_plot_is_written(tmp_path):
     path = tmp_path / "plots" / "a.png"
-    aspect = Aspect("a $x_1$ & <b>", False)
+    aspect = Aspect("cost $ \\frac & <b> $", False)
     plot_aspect(path, aspect, torch.randn(50), torch.where(torch.rand(50) < 0.2, NAN, torch.randn(50)), "test")
     assert path.read_bytes().startswith(b"\x89PNG")
 

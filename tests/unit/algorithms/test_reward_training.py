@@ -18,7 +18,7 @@ from equipoise.algorithms.reward_regression import Best, balance_weights, train_
 from equipoise.algorithms.run import Run
 from equipoise.config import RewardConfig, recipe_from_mapping
 from equipoise.data import ScoredRecord
-from equipoise.errors import ConfigError, DataError
+from equipoise.errors import CheckpointError, ConfigError, DataError
 from equipoise.functional import masked_regression_loss
 from equipoise.models.reward_model import RewardModel
 
@@ -270,6 +270,16 @@ def test_crash_before_the_report_is_made_up_for(backbone, records, tmp_path, mon
     train_reward(config, Run(tmp_path, config, resume=True), records=records)
     assert lines(tmp_path) == before
     assert (tmp_path / "reward_report.json").is_file() and (tmp_path / "model").is_dir()
+
+
+def test_full_disk_at_the_report_says_how_to_go_on(backbone, records, tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reward_regression, "write_report", no_space)
+    config = recipe(backbone, num_epochs=1)
+    with pytest.raises(CheckpointError, match=r"cannot write the report: .*No space left.*--resume"):
+        train_reward(config, Run(tmp_path, config), records=records)
 
 
 def test_complete_run_is_loaded_not_repeated(backbone, records, tmp_path, monkeypatch):

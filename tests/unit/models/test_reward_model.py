@@ -177,6 +177,16 @@ def test_other_aspects_get_a_fresh_head(saved_bert):
     assert model.score(["a"], ["b"]).shape == (1, 1)
 
 
+def test_forward_flops_worked(backbones):
+    """DistilBERT of width 16: a layer has 4 * 16 * 16 + 2 * 16 * 32 = 2048 weights, two layers 4096; the head
+    16 * 16 + 16 * 3 = 304. A row of 5 tokens: 2 * 4400 * 5 + 4 * 16 * 2 * 25 = 44,000 + 3,200 = 47,200.
+    """
+    model = new_model(backbones["distilbert"])
+    rows = model.inputs.rows(["cat", "cat"], ["dog", "dog"])
+    assert model.forward_flops(rows[:1]) == 47_200
+    assert model.forward_flops(rows) == 94_400
+
+
 def test_dropout_override(backbones):
     model = new_model(backbones["bert"], dropout=0.0)
     assert {m.p for m in model.module.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
