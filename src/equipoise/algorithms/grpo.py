@@ -92,7 +92,7 @@ def train_grpo(
                 run.write_completions(step + 1, completion_columns(rollout, scores_BK, signal, objectives))
             values = {**updater.values(), "first_length": first_length}
             run.maybe_checkpoint(step + 1, config.num_steps, updater.tensors, values)
-    run.finish(policy.save)
+    run.finish(policy.saver())
     return policy
 
 

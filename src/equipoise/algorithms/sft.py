@@ -99,7 +99,7 @@ def train_sft(policy: Policy, demonstrations: Sequence[DemonstrationRecord], con
             policy.version = updater.updates
             run.log(step + 1, metrics)
             run.maybe_checkpoint(step + 1, steps, updater.tensors, updater.values())
-    run.finish(policy.save)
+    run.finish(policy.saver())
     return policy
 
 

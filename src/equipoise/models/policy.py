@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from equipoise.models.loading import (
 )
 from equipoise.models.policy_module import PolicyModule
 from equipoise.models.reference import AdapterOff, FrozenAdapter, FrozenModel, Reference
+from equipoise.models.sharding import gathered_state
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +84,18 @@ class Policy:
         """The parameters an optimizer updates, in a fixed order."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-    def save(self, directory: str | Path) -> Path:
+    def saver(self) -> Callable[[Path], Path]:
+        """`save` for one process to call; sharded weights are gathered now, by every process together."""
+        state = gathered_state(self.module)
+        if state is None:
+            return self.save
+        model_state = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
+        return lambda directory: self.save(directory, state=model_state)
+
+    def save(self, directory: str | Path, *, state: dict[str, torch.Tensor] | None = None) -> Path:
         """Write a plain transformers (or PEFT adapter) directory with tokenizer, atomically.
 
-        The directory appears whole or not at all. Raises ConfigError if the saved tokenizer does not reload.
+        `state` replaces the model's own weights. The directory appears whole or not at all. Raises ConfigError if the saved tokenizer does not reload.
         """
         target = Path(directory)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -95,7 +105,8 @@ class Policy:
         try:
             for name, value in self._config_changes.items():
                 setattr(text_config, name, value)
-            self.module.model.save_pretrained(temporary, safe_serialization=True)  # type: ignore[operator]
+            weights = {} if state is None else {"state_dict": state}
+            self.module.model.save_pretrained(temporary, safe_serialization=True, **weights)  # type: ignore[operator]
         finally:
             for name in self._config_changes:
                 setattr(text_config, name, 0.0)

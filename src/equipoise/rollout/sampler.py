@@ -19,6 +19,7 @@ from equipoise.config import SamplingConfig
 from equipoise.data import PromptRecord, TruncationCounter, encode_prompt, pad_left
 from equipoise.errors import ConfigError
 from equipoise.models.policy import Policy
+from equipoise.models.sharding import whole_weights
 from equipoise.rollout.randomness import uniforms
 from equipoise.rollout.types import FINISHED, TRUNCATED, Rollout
 
@@ -82,7 +83,7 @@ def _inference(policy: Policy) -> Iterator[None]:
     was_training = policy.module.training
     policy.module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), whole_weights(policy.module):
             yield
     finally:
         policy.module.train(was_training)
