@@ -21,17 +21,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from equipoise.functional import clipped_policy_loss, combine_objectives, kl_estimate, kl_loss_term, selected_logprobs
 
-# -- the world: prompts name a job, useful words belong to that job ------------------------------------------------------
+# -- the world: prompts name a job, useful words belong to that job --------------------------------------------------
 
 PAD, EOS = 0, 1
-POLITE = "please thanks kindly gladly welcome".split()
+POLITE = ["please", "thanks", "kindly", "gladly", "welcome"]
 JOBS = {
-    "bake": "flour sugar oven butter stir knead".split(),
-    "garden": "soil seeds water plant prune sunlight".split(),
-    "repair": "pump tyre wrench chain oil brake".split(),
-    "paint": "brush canvas colour primer easel varnish".split(),
+    "bake": ["flour", "sugar", "oven", "butter", "stir", "knead"],
+    "garden": ["soil", "seeds", "water", "plant", "prune", "sunlight"],
+    "repair": ["pump", "tyre", "wrench", "chain", "oil", "brake"],
+    "paint": ["brush", "canvas", "colour", "primer", "easel", "varnish"],
 }
-FILLER = "the and of a very thing stuff maybe well so".split()
+FILLER = ["the", "and", "of", "a", "very", "thing", "stuff", "maybe", "well", "so"]
 WORDS = ["<pad>", "<eos>", "how", "to", *JOBS, *POLITE, *(word for job in JOBS.values() for word in job), *FILLER]
 ID = {word: index for index, word in enumerate(WORDS)}
 OBJECTIVES = ("helpfulness", "politeness")
@@ -61,7 +61,7 @@ def prompts_of_step(step: int, num_prompts: int) -> list[str]:
     return [jobs[(step * num_prompts + index) % len(jobs)] for index in range(num_prompts)]
 
 
-# -- rewards: one column per objective, higher is better, each in [0, 1] -------------------------------------------------
+# -- rewards: one column per objective, higher is better, each in [0, 1] ---------------------------------------------
 
 
 def score(jobs: list[str], completions: list[list[str]]) -> Tensor:
@@ -74,7 +74,7 @@ def score(jobs: list[str], completions: list[list[str]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-# -- sampling: G completions per prompt, no cache for the sake of clarity ------------------------------------------------
+# -- sampling: G completions per prompt, no cache for the sake of clarity --------------------------------------------
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def completion_logprobs(model: LlamaForCausalLM, prompt_ids_BS: Tensor, completi
     return selected_logprobs(logits_BLV[:, first - 1 : -1], completion_ids_BT)
 
 
-# -- training ------------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------------------------
 
 
 def train(arguments: argparse.Namespace) -> tuple[list[float], list[float]]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from tests import toy
 
 from equipoise.algorithms.run import Run
 from equipoise.cli.train import TRAINERS
 from equipoise.config import load_recipe, recipe_from_mapping
-from tests import toy
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -67,7 +67,11 @@ def test_reward_runs_two_steps(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path / "model")
     toy.toy_tokenizer().save_pretrained(tmp_path / "model")
     rows = [
-        {"prompt": f"how do i {word}", "response": "please fix it", "scores": {"good": float(i % 3), "safe": (i % 4) / 3 if i % 2 else None}}
+        {
+            "prompt": f"how do i {word}",
+            "response": "please fix it",
+            "scores": {"good": float(i % 3), "safe": (i % 4) / 3 if i % 2 else None},
+        }
         for i, word in enumerate(toy.WORDS[:20])
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
