@@ -53,10 +53,11 @@ def _reward_section(methods: dict[str, Any]) -> list[str]:
     ]
     for aspect, row in methods["pretrained"]["aspects"].items():
         others = {name: method["aspects"][aspect] for name, method in methods.items()}
+        joint = others["joint"]
         lines.append(
             f"| {aspect} | {row['n']} | {row['ridge']:.3f} | {others['scratch']['spearman']:.3f} | "
-            f"{row['spearman']:.3f} | {others['joint']['spearman']:.3f} | "
-            f"{_interval(row['difference'], row['ci95'])} | {_interval(others['joint']['difference'], others['joint']['ci95'])} |"
+            f"{row['spearman']:.3f} | {joint['spearman']:.3f} | "
+            f"{_interval(row['difference'], row['ci95'])} | {_interval(joint['difference'], joint['ci95'])} |"
         )
     lines.append("")
     for name, method in methods.items():
@@ -76,8 +77,8 @@ def _policy_section(policy: dict[str, Any]) -> list[str]:
         "",
         f"A 4-layer, 256-wide Llama trained from scratch on `instructions/`, then GRPO. {base['num_prompts']} held-out "
         f"prompts, {base['num_completions']} completions each side, judged by the reward model that training used: "
-        "it shows that the objective is optimised, not that the model became safe. The reward's labels come from requests, "
-        "forum replies and single statements; replies of a small language model are out of its distribution. Mean with "
+        "it shows that the objective is optimised, not that the model became safe. The reward's labels come from "
+        "requests, forum replies and single statements; replies of a small language model are out of its distribution. Mean with "
         "95% interval over prompts, native scales; toxicity is better when lower.",
         "",
         "| aspect | before | after | paired difference |",
