@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from equipoise.errors import ConfigError
@@ -49,7 +50,10 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{name}: cannot read the model's configuration: {_first_line(error)}") from error
+        mend = ""
+        if "trust_remote_code" in str(error):
+            mend = "; it brings its own code, which runs only with trust_remote_code: true. Read that code first"
+        raise ConfigError(f"{name}: cannot read the model's configuration: {_first_line(error)}{mend}") from error
 
 
 def without_dropout(config: Any) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def build_model(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ConfigError(f"{name}: cannot load the model: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from equipoise.config import LoraConfig, ModelConfig
 from equipoise.data import PromptFormat, load_tokenizer, save_tokenizer_checked
-from equipoise.errors import ConfigError
+from equipoise.errors import CheckpointError, ConfigError
 from equipoise.models.loading import (
     build_model,
     check_model_directory,
@@ -95,26 +96,45 @@ class Policy:
     def save(self, directory: str | Path, *, state: dict[str, torch.Tensor] | None = None) -> Path:
         """Write a plain transformers (or PEFT adapter) directory with tokenizer, atomically.
 
-        `state` replaces the model's own weights. The directory appears whole or not at all. Raises ConfigError if the saved tokenizer does not reload.
+        `state` replaces the model's own weights. The directory appears whole or not at all. Raises ConfigError if the
+        saved tokenizer does not reload, CheckpointError if the disk does not take it; what was there before stays then.
         """
         target = Path(directory)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        try:
+            temporary.mkdir(parents=True)
+            self._write(temporary, state)
+            _replace_directory(target, temporary)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{target}: could not save the policy: {error}; free space or choose another"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    def _write(self, directory: Path, state: dict[str, torch.Tensor] | None) -> None:
+        weights = {} if state is None else {"state_dict": state}
         text_config = self.module.causal.config.get_text_config()
         try:
             for name, value in self._config_changes.items():
                 setattr(text_config, name, value)
-            weights = {} if state is None else {"state_dict": state}
-            self.module.model.save_pretrained(temporary, safe_serialization=True, **weights)  # type: ignore[operator]
+            self.module.model.save_pretrained(directory, safe_serialization=True, **weights)  # type: ignore[operator]
         finally:
             for name in self._config_changes:
                 setattr(text_config, name, 0.0)
-        save_tokenizer_checked(self.tokenizer, temporary)
-        (temporary / POLICY_FILE).write_text(json.dumps({"prompt_format": self.prompt_format}) + "\n")
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        return target
+        save_tokenizer_checked(self.tokenizer, directory)
+        (directory / POLICY_FILE).write_text(json.dumps({"prompt_format": self.prompt_format}) + "\n")
+
+
+def _replace_directory(target: Path, new: Path) -> None:
+    """Put `new` in the place of `target`; the old one goes only when the new one is there."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_policy(
@@ -178,14 +198,15 @@ def load_policy(
     if device is not None:
         module.to(device)
     module.train(trainable)
+    eos_ids = _eos_ids(module.causal, tokenizer, config.model)
     policy = Policy(
         module=module,
         tokenizer=tokenizer,
         name=config.model,
         precision=precision,
         prompt_format=_resolve_prompt_format(config, tokenizer),
-        eos_ids=_eos_ids(module.causal, tokenizer, config.model),
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        eos_ids=eos_ids,
+        pad_id=next(id_ for id_ in (tokenizer.pad_token_id, *eos_ids, 0) if id_ is not None),
         _config_changes=changes,
     )
     if with_reference:
@@ -202,7 +223,11 @@ def make_reference(policy: Policy, *, continues_adapter: bool = False) -> Refere
 
 def _adapter_base(directory: str) -> str:
     """The base model an adapter directory names; a relative path is tried from the adapter's own directory too."""
-    values = json.loads((Path(directory) / "adapter_config.json").read_text(encoding="utf-8"))
+    file = Path(directory) / "adapter_config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file}: broken JSON: {error}; save the adapter again with save_pretrained") from error
     base = values.get("base_model_name_or_path")
     if not base:
         raise ConfigError(f"{directory}/adapter_config.json: base_model_name_or_path is missing; add the base model")
@@ -234,7 +259,7 @@ def _with_adapter(model: Any, config: ModelConfig, base_name: str, continues: bo
         try:
             with quiet_peft():
                 adapted = peft.PeftModel.from_pretrained(model, config.model, is_trainable=trainable)
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
             raise ConfigError(
                 f"{config.model}: the adapter does not fit its base {base_name}: {str(error).strip().splitlines()[0]}; "
                 "check base_model_name_or_path in adapter_config.json"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from equipoise.models.policy_module import PolicyModule
 
@@ -53,8 +53,9 @@ class FrozenAdapter:
         """The policy's module with the copied adapter in place; the trained one is back on exit."""
         trained: list[Tensor] = [parameter.data for parameter in self._parameters]
         try:
-            for parameter, frozen in zip(self._parameters, self._frozen, strict=True):
-                parameter.data = frozen
+            for index, parameter in enumerate(self._parameters):
+                self._frozen[index] = self._frozen[index].to(parameter.device)  # accelerate may have moved the policy
+                parameter.data = self._frozen[index]
             with torch.no_grad():
                 yield self._module
         finally:
@@ -68,16 +69,14 @@ class FrozenModel:
     description = "frozen copy of the model"
 
     def __init__(self, module: PolicyModule) -> None:
+        self._policy = module
         self._module: PolicyModule = copy.deepcopy(module)
         self._module.requires_grad_(False)
         self._module.eval()
 
     @contextmanager
     def active(self) -> Iterator[PolicyModule]:
-        """The frozen module."""
-        with nullcontext(), torch.no_grad():
+        """The frozen module, where the policy is: accelerate may have moved that since."""
+        self._module.to(next(self._policy.parameters()).device)
+        with torch.no_grad():
             yield self._module
-
-    def to(self, device: torch.device) -> None:
-        """Move the copy to where the policy computes."""
-        nn.Module.to(self._module, device)
