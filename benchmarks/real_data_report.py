@@ -78,7 +78,7 @@ def _policy_section(policy: dict[str, Any]) -> list[str]:
         f"A 4-layer, 256-wide Llama trained from scratch on `instructions/`, then GRPO. {base['num_prompts']} held-out "
         f"prompts, {base['num_completions']} completions each side, judged by the reward model that training used: "
         "it shows that the objective is optimised, not that the model became safe. The reward's labels come from "
-        "requests, forum replies and single statements; replies of a small language model are out of its distribution. Mean with "
+        "requests, forum replies and single statements; replies of a small language model lie outside. Mean with "
         "95% interval over prompts, native scales; toxicity is better when lower.",
         "",
         "| aspect | before | after | paired difference |",
