@@ -14,7 +14,7 @@ from torch import nn
 from equipoise.config import BackboneConfig
 from equipoise.data import load_tokenizer
 from equipoise.errors import ConfigError
-from equipoise.models.loading import _first_line, load_config
+from equipoise.models.loading import _first_line, enable_checkpointing, load_config
 from equipoise.models.reward_head import check_padding, find_head, usable_positions
 from equipoise.models.reward_inputs import InputFormat, RewardInputs
 
@@ -66,7 +66,7 @@ def new_backbone(
                 nn.init.zeros_(head.bias)
     inputs.truncation = type(inputs.truncation)()
     if config.gradient_checkpointing:
-        _enable_checkpointing(model)
+        enable_checkpointing(model)
     return Backbone(model, inputs, head_name, head)
 
 
@@ -177,15 +177,6 @@ def _load(
             f"it was not saved from a {type(model).__name__}"
         )
     return model
-
-
-def _enable_checkpointing(model: Any) -> None:
-    """Under the name of transformers 5.23, or the one before it, which that version deprecates."""
-    settings = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
 @contextlib.contextmanager
