@@ -156,6 +156,7 @@ def _train(model: RewardModel, splits: dict[str, EncodedSplit], config: RewardCo
     training = splits["train"]
     per_epoch = num_batches(len(training), config.batch_size)
     steps = per_epoch * config.num_epochs
+    run.num_steps = steps
     lengths = tuple(len(row.ids) for row in training.rows)
     updater = Updater(model.module, config.optimizer, steps, run)
     done = run.first_step
