@@ -23,7 +23,7 @@ def bootstrap_interval(
     values_N = _finite("values", values_N)
     return bootstrap_statistic(
         values_N[:, None],
-        lambda resamples_RN1: resamples_RN1.mean(1)[:, 0],
+        lambda resamples_RN1: resamples_RN1.mean((1, 2)),
         seed=seed,
         level=level,
         num_resamples=num_resamples,
@@ -52,7 +52,7 @@ def bootstrap_statistic(
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
     rows_NC = rows_NC.detach().to("cpu", torch.float64)
-    estimate = float(statistic(rows_NC[None])[0])
+    estimate = statistic(rows_NC[None]).item()
     generator = torch.Generator().manual_seed(seed)
     num_rows = len(rows_NC)
     per_chunk = max(CHUNK_NUMBERS // rows_NC.numel(), 1)
@@ -115,7 +115,7 @@ def ranks(values_N: Tensor) -> Tensor:
 
     Example: [5, 1, 5]: [2.5, 1, 2.5].
     """
-    values_N = values_N.detach().double().contiguous()
+    values_N = values_N.double().contiguous()
     ordered_N = values_N.sort(-1).values
     below_N = torch.searchsorted(ordered_N, values_N)
     not_above_N = torch.searchsorted(ordered_N, values_N, right=True)
@@ -144,7 +144,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     for p_value in p_values:
         if not 0 <= p_value <= 1:
             raise ValueError(f"a p-value lies between 0 and 1, got {p_value}")
-    adjusted = [0.0] * len(p_values)
+    adjusted = list(p_values)
     floor = 0.0
     for place, number in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         floor = max(floor, min(1.0, (len(p_values) - place) * p_values[number]))
@@ -160,7 +160,7 @@ def _centred(values_N: Tensor) -> Tensor:
 
 
 def _finite(name: str, values_N: Tensor | Sequence[float]) -> Tensor:
-    values_N = torch.as_tensor(values_N, dtype=torch.float64).detach().cpu()
+    values_N = torch.as_tensor(values_N, dtype=torch.float64).cpu()
     if values_N.ndim != 1 or not len(values_N):
         raise ValueError(f"{name} must be one-dimensional and hold at least one number, got {tuple(values_N.shape)}")
     wrong = (~values_N.isfinite()).nonzero()

@@ -115,6 +115,9 @@ def test_values_that_carry_a_graph_are_read_without_it():
     assert bootstrap_statistic(values[:, None], lambda r: r.mean((1, 2)), seed=0, num_resamples=5)[0] == pytest.approx(
         values.detach().mean().item()
     )
+    graphs = []
+    bootstrap_statistic(values[:, None], lambda r: graphs.append(r.requires_grad) or r.mean((1, 2)), seed=0)
+    assert not any(graphs)
     for found in (ranks(values), pearson(values, values), spearman(values, values), r_squared(values, values)):
         assert not found.requires_grad
 
