@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor
 
 from equipoise.algorithms.batches import batch_indices, micro_batches, own_part
@@ -24,6 +25,7 @@ from equipoise.functional import clipped_policy_loss
 from equipoise.functional.kl import kl_loss_term
 from equipoise.models.flops import FlopCounter, sampling_counts, sequence_counts
 from equipoise.models.policy import Policy
+from equipoise.models.reference import FrozenAdapter
 from equipoise.rollout.logprobs import score_in_chunks, score_tokens
 from equipoise.rollout.randomness import derived_seed
 from equipoise.rollout.sampler import generate
@@ -59,7 +61,7 @@ def train_grpo(
     a signal, with everything saved.
     """
     objectives = Objectives.of(config, scorers)
-    _check(config, run)
+    _check(policy, config, run)
     run.num_steps = config.num_steps
     updater = Updater(policy.module, config.optimizer, _updates_per_step(config) * config.num_steps, run)
     policy.wrapped = updater.wrapped
@@ -96,7 +98,12 @@ def train_grpo(
     return policy
 
 
-def _check(config: GRPOConfig, run: Run) -> None:
+def _check(policy: Policy, config: GRPOConfig, run: Run) -> None:
+    if isinstance(policy.reference, FrozenAdapter) and run.accelerator.distributed_type == DistributedType.FSDP:
+        raise ConfigError(
+            f"{policy.name}: an adapter that training continues from cannot be its own reference when weights are "
+            "sharded; launch without FSDP, set beta to 0, or merge the adapter into its base first"
+        )
     if config.prompts_per_step % run.num_processes:
         raise ConfigError(
             f"prompts_per_step {config.prompts_per_step} does not divide among {run.num_processes} processes; "

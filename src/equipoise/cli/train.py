@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from equipoise.algorithms.grpo import train_grpo
 from equipoise.algorithms.run import Run
@@ -18,6 +18,7 @@ from equipoise.algorithms.sft import train_sft
 from equipoise.cli.progress import TrainingProgress
 from equipoise.config import AnyRecipe, DataConfig, GRPOConfig, RewardConfig, SFTConfig, load_recipe
 from equipoise.data import load_demonstrations, load_prompts
+from equipoise.errors import ConfigError
 from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout.scorers import build_scorers
 
@@ -65,6 +66,8 @@ def _train_sft(config: SFTConfig, run: Run) -> None:
 def _train_reward(config: RewardConfig, run: Run) -> None:
     from equipoise.algorithms.reward_regression import train_reward
 
+    if run.accelerator.distributed_type == DistributedType.FSDP:
+        raise ConfigError("algorithm reward: reward models are not sharded; launch without FSDP (--multi_gpu alone)")
     with TrainingProgress(run):
         train_reward(config, run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +29,13 @@ _RecipeLoader.add_implicit_resolver(
 def _mapping_without_repeats(loader: _RecipeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`
+            continue
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise ConfigError(
+                f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: the key {key!r} is not text; put it in quotes"
+            )
         line = key_node.start_mark.line + 1
         if key in seen:
             raise ConfigError(
@@ -60,7 +67,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}")
     for override in overrides:
         apply_override(values, override)
-    return recipe_from_mapping(values, source=str(path), lines=_lines_of_keys(text))
+    overridden = {override.partition("=")[0]: override for override in overrides}
+    return recipe_from_mapping(values, source=str(path), lines=_lines_of_keys(text), overridden=overridden)
 
 
 def _named(text: str, path: Path) -> Any:
@@ -110,9 +118,16 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def recipe_from_mapping(
-    values: dict[str, Any], *, source: str = "recipe", lines: dict[str, int] | None = None
+    values: dict[str, Any],
+    *,
+    source: str = "recipe",
+    lines: dict[str, int] | None = None,
+    overridden: dict[str, str] | None = None,
 ) -> AnyRecipe:
-    """Validate a mapping as the recipe its `algorithm` names. Raises ConfigError listing every problem."""
+    """Validate a mapping as the recipe its `algorithm` names. Raises ConfigError listing every problem.
+
+    `lines` (line by dotted key) and `overridden` (override by dotted key) say where a value came from.
+    """
     name = values.get("algorithm")
     if name is None:
         raise ConfigError(f"{source}: `algorithm` is missing; give one of {', '.join(RECIPES)}")
@@ -125,7 +140,8 @@ def recipe_from_mapping(
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(problem, schema, source, lines or {}) for problem in error.errors()]
+        place = _Places(source, lines or {}, overridden or {})
+        problems = [_explain(problem, schema, place) for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(problems))) from None
 
 
@@ -152,11 +168,29 @@ def suggest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _explain(problem: Any, schema: type[BaseModel], source: str, lines: dict[str, int]) -> str:
+@dataclass(frozen=True)
+class _Places:
+    """Where values of a recipe came from."""
+
+    source: str
+    lines: dict[str, int]
+    overridden: dict[str, str]
+
+    def of(self, location: list[Any]) -> str:
+        """`override 'key=value'`, or file and line of the key or the nearest one around it."""
+        for end in range(len(location), 0, -1):
+            dotted = ".".join(str(part) for part in location[:end])
+            if dotted in self.overridden:
+                return f"override {self.overridden[dotted]!r}"
+            if dotted in self.lines:
+                return f"{self.source}:{self.lines[dotted]}"
+        return self.source
+
+
+def _explain(problem: Any, schema: type[BaseModel], places: _Places) -> str:
     location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     dotted = ".".join(str(part) for part in location)
-    line = _nearest_line(location, lines)
-    where = f"{source}:{line}" if line else source
+    where = places.of(location)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(schema, location[:-1])
         return f"{where}: unknown key `{dotted}`{suggest(str(location[-1]), known)}; known here: {', '.join(known)}"
@@ -212,11 +246,3 @@ def _lines_of_keys(text: str) -> dict[str, int]:
 
     visit(yaml.compose(text, Loader=_RecipeLoader), ())
     return lines
-
-
-def _nearest_line(location: list[Any], lines: dict[str, int]) -> int | None:
-    for end in range(len(location), 0, -1):
-        line = lines.get(".".join(str(part) for part in location[:end]))
-        if line:
-            return line
-    return None

@@ -97,11 +97,14 @@ class ModelConfig(Schema):
     )
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Schema):
     """AdamW with clipping and a schedule."""
 
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's decay rates.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Adam's decay rates, at least 0, below 1.")
     eps: float = Field(default=1e-8, gt=0, description="Adam's denominator offset.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled decay, on matrices only.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
