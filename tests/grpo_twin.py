@@ -61,6 +61,16 @@ class PlainDescent:
         return {"updates": self.updates}
 
 
+def gradients_of(module: Any, losses: list[Callable[[], Tensor]]) -> list[Tensor]:
+    """Gradients of the sum of losses, one for each parameter."""
+    module.zero_grad()
+    for loss in losses:
+        loss().backward()
+    found = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in module.parameters()]
+    module.zero_grad()
+    return found
+
+
 def descend(model: Any, rate: float) -> dict[str, Tensor]:
     """One step of gradient descent; returns the gradients."""
     found = {}

@@ -140,9 +140,13 @@ def enable_checkpointing(model: Any) -> None:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without the warning that peft asks transformers for a name deprecated in 5.23, which a user cannot mend."""
+    """Without two warnings a user cannot mend.
+
+    peft asks transformers for a name deprecated in 5.23, and says that it sets `fan_in_fan_out` right for GPT-2.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         yield
 
 
