@@ -248,7 +248,7 @@ def write_prompts(path: Path, count: int = 16) -> Path:
     return path
 
 
-def grpo_values(model: Path, prompts: Path, **changes: Any) -> dict[str, Any]:
+def grpo_values(model: Path, prompts: Path, /, **changes: Any) -> dict[str, Any]:
     """A GRPO recipe over `politeness`; `changes` replace top-level keys."""
     return {
         "algorithm": "grpo",
@@ -295,7 +295,7 @@ def write_scored(path: Path, count: int = 40) -> Path:
     return path
 
 
-def sft_values(model: Path, demonstrations: Path, **changes: Any) -> dict[str, Any]:
+def sft_values(model: Path, demonstrations: Path, /, **changes: Any) -> dict[str, Any]:
     """An SFT recipe of six steps; `changes` replace top-level keys."""
     return {
         "algorithm": "sft",
@@ -310,11 +310,11 @@ def sft_values(model: Path, demonstrations: Path, **changes: Any) -> dict[str, A
     }
 
 
-def reward_values(model: Path, scored: Path, **changes: Any) -> dict[str, Any]:
+def reward_values(backbone: Path, scored: Path, /, **changes: Any) -> dict[str, Any]:
     """A reward recipe over politeness and rudeness; `changes` replace top-level keys."""
     return {
         "algorithm": "reward",
-        "model": {"model": str(model)},
+        "model": {"model": str(backbone)},
         "data": str(scored),
         "aspects": {"politeness": {"higher_is_better": True, "range": [0, 1]}, "rudeness": {"higher_is_better": False}},
         "input": {"format": "concatenation", "separator": " to ", "max_length": 32},
@@ -330,3 +330,28 @@ def fails_on_second_rank(prompts: list[Any], completions: list[str]) -> dict[str
     if os.environ.get("RANK") == "1":
         raise ValueError("no score on this rank")
     return politeness(prompts, completions)
+
+
+def raises(prompts: list[Any], completions: list[str]) -> dict[str, list[float | None]]:
+    """A reward that fails."""
+    raise KeyError("no such rubric")
+
+
+def too_few(prompts: list[Any], completions: list[str]) -> dict[str, list[float | None]]:
+    """A reward that forgets a completion."""
+    return {"politeness": [1.0] * (len(completions) - 1)}
+
+
+def not_a_number(prompts: list[Any], completions: list[str]) -> dict[str, list[float | None]]:
+    """A reward that divides by zero somewhere."""
+    return {"politeness": [float("nan")] * len(completions)}
+
+
+def unknown_name(prompts: list[Any], completions: list[str]) -> dict[str, list[float | None]]:
+    """A reward that misspells its aspect."""
+    return {"politness": [1.0] * len(completions)}
+
+
+def no_name(prompts: list[Any], completions: list[str]) -> dict[str, list[float | None]]:
+    """A reward that forgets its aspect."""
+    return {}

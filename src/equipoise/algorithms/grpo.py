@@ -20,7 +20,7 @@ from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import Updater, minibatches
 from equipoise.config import GRPOConfig
 from equipoise.data import PromptRecord
-from equipoise.errors import ConfigError
+from equipoise.errors import ConfigError, DataError
 from equipoise.functional import clipped_policy_loss
 from equipoise.functional.kl import kl_loss_term
 from equipoise.models.flops import FlopCounter, sampling_counts, sequence_counts
@@ -61,7 +61,7 @@ def train_grpo(
     a signal, with everything saved.
     """
     objectives = Objectives.of(config, scorers)
-    _check(policy, config, run)
+    _check(policy, prompts, config, run)
     run.num_steps = config.num_steps
     updater = Updater(policy.module, config.optimizer, _updates_per_step(config) * config.num_steps, run)
     policy.wrapped = updater.wrapped
@@ -98,7 +98,14 @@ def train_grpo(
     return policy
 
 
-def _check(policy: Policy, config: GRPOConfig, run: Run) -> None:
+def _check(policy: Policy, prompts: Sequence[PromptRecord], config: GRPOConfig, run: Run) -> None:
+    """What would otherwise be found at some step of the training."""
+    messages = next((record for record in prompts if not isinstance(record.prompt, str)), None)
+    if messages is not None and not policy.tokenizer.chat_template:
+        raise DataError(
+            f"{messages.location or 'a prompt'}: `prompt` is a list of messages, and the tokenizer of {policy.name} "
+            "has no chat template; give it one (chat_template.jinja in its directory), or give prompts as texts"
+        )
     if isinstance(policy.reference, FrozenAdapter) and run.accelerator.distributed_type == DistributedType.FSDP:
         raise ConfigError(
             f"{policy.name}: an adapter that training continues from cannot be its own reference when weights are "

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from equipoise.algorithms.grpo import train_grpo
+from equipoise.algorithms.grpo_signal import Objectives
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import train_sft
 from equipoise.cli.progress import TrainingProgress
@@ -35,7 +36,10 @@ def train_recipe(recipe: Path, overrides: list[str], out: Path | None, resume: b
         if run.is_main:
             print(f"{directory}: already complete; the result is in {run.model_directory}", file=sys.stderr)
         return
-    TRAINERS[type(config)](config, run)
+    try:
+        TRAINERS[type(config)](config, run)
+    except ConfigError as error:
+        raise error if str(recipe) in str(error) else ConfigError(f"{recipe}: {error}") from error
     if run.is_main:
         print(f"done: {run.model_directory}", file=sys.stderr)
 
@@ -76,6 +80,7 @@ def _train_grpo(config: GRPOConfig, run: Run) -> None:
     prompts = _load(load_prompts, config.data)
     held_out = _load(load_prompts, config.evaluation.prompts) if config.evaluation else []
     scorers = build_scorers(config.scorers)
+    Objectives.of(config, scorers)  # before a large model is loaded
     policy = load_policy(
         config.policy,
         trainable=True,

@@ -32,11 +32,9 @@ def _mapping_without_repeats(loader: _RecipeLoader, node: yaml.MappingNode) -> d
         if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`
             continue
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise ConfigError(
-                f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: the key {key!r} is not text; put it in quotes"
-            )
         line = key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise ConfigError(f"{key_node.start_mark.name}:{line}: the key {key!r} is not text; put it in quotes")
         if key in seen:
             raise ConfigError(
                 f"{key_node.start_mark.name}:{line}: {key!r} is given twice (first on line {seen[key]}); remove one"
@@ -131,7 +129,7 @@ def recipe_from_mapping(
     name = values.get("algorithm")
     if name is None:
         raise ConfigError(f"{source}: `algorithm` is missing; give one of {', '.join(RECIPES)}")
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ConfigError(
             f"{source}: algorithm {name!r} is not available{suggest(str(name), list(RECIPES))}; "
             f"known: {', '.join(RECIPES)}"
@@ -200,7 +198,7 @@ def _explain(problem: Any, schema: type[BaseModel], places: _Places) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     found = problem.get("input")
     shown = f", found {found!r}" if isinstance(found, str | int | float | bool | list | None) else ""
-    return f"{where}: `{dotted or schema.__name__}`: {message}{shown}"
+    return f"{where}: `{dotted}`: {message}{shown}" if dotted else f"{where}: {message}"
 
 
 def _known_keys(schema: type[BaseModel], location: list[Any]) -> list[str]:

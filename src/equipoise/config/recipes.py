@@ -179,7 +179,10 @@ class GRPOConfig(Recipe):
     def _training_samples_the_policy_itself(self) -> GRPOConfig:
         sampling = self.sampling
         if sampling.top_k is not None or (sampling.top_p is not None and sampling.top_p < 1):
-            raise ValueError("sampling.top_k and sampling.top_p bias the ratio in training; remove them")
+            raise ValueError(
+                f"sampling.top_k ({sampling.top_k}) and sampling.top_p ({sampling.top_p}) bias the ratio in training; "
+                "remove them"
+            )
         if sampling.temperature == 0:
             raise ValueError("sampling.temperature 0 draws one completion G times; use a value above 0")
         if self.num_minibatches > self.prompts_per_step:
@@ -189,7 +192,7 @@ class GRPOConfig(Recipe):
         if self.scale != "std" and self.combine.method != "weighted_sum":
             raise ValueError(f"scale {self.scale!r} applies to combine.method weighted_sum only")
         if not any(weight > 0 for weight in self.objective_weights.values()):
-            raise ValueError("objective_weights are all 0: nothing to train for")
+            raise ValueError("objective_weights are all 0, nothing to train for: give one above 0")
         return self
 
 

@@ -114,8 +114,14 @@ def build_model(
 
 def count_parameters(auto_class: Any, config: Any, *, trust_remote_code: bool = False) -> int:
     """Parameters of an architecture, without allocating them."""
-    with torch.device("meta"):
-        model: nn.Module = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise ConfigError(
+            f"{config.name_or_path}: a {config.model_type} model cannot be loaded as {auto_class.__name__}; "
+            "give a model of that kind"
+        ) from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 

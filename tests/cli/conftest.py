@@ -1,0 +1,48 @@
+"""The command line in this process: one toy world for all tests, exit code and output of a call."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.run_toys import World
+
+from equipoise.cli import main
+
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A model and data of every kind."""
+    torch.set_num_threads(1)
+    return World(tmp_path_factory.mktemp("cli-world"))
+
+
+@pytest.fixture
+def equipoise(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Outcome]]:
+    """`equipoise ARGUMENTS`: exit code, stdout, stderr; the working directory is a fresh one."""
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    environment = dict(os.environ)
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["equipoise", *map(str, arguments)])
+        code = 0
+        try:
+            main.run()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    yield call
+    sys.path[:] = path
+    os.environ.clear()
+    os.environ.update(environment)
