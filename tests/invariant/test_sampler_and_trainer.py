@@ -32,7 +32,7 @@ def shaken(policy: Policy) -> Policy:
 
 
 def largest_difference(policy: Policy, temperature: float) -> float:
-    rollout = generate(policy, PROMPTS, 3, SamplingConfig(max_tokens=10, temperature=temperature), rows_at_once=6)
+    rollout = generate(policy, PROMPTS, 2, SamplingConfig(max_tokens=6, temperature=temperature), rows_at_once=6)
     assert policy.module.training, "log-probabilities are compared in train mode"
     ours = completion_logprobs(policy, rollout).detach()
     assert bool((rollout.sampler_logprobs_BT[rollout.completion_mask_BT] < 0).all())

@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.toy import naive_logits, naive_logprobs, toy_config, toy_model, toy_rollout
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -18,7 +19,6 @@ from equipoise.models import policy_module
 from equipoise.models.loading import enable_checkpointing, without_dropout
 from equipoise.models.policy_module import PolicyModule, logit_transform
 from equipoise.rollout.logprobs import completion_logprobs, score_tokens
-from tests.toy import naive_logits, naive_logprobs, toy_config, toy_model, toy_rollout
 
 PROMPTS, COMPLETIONS = [5, 1, 9, 3], [4, 7, 1, 6]
 CASES = {
