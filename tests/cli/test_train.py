@@ -106,7 +106,7 @@ def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
         "import sys; from equipoise.cli.main import run\n"
         f"sys.argv = ['equipoise', *{arguments!r}]\n"
         "try:\n    run()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'accelerate', 'pyarrow', 'scipy', 'pydantic'}\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'accelerate', 'pyarrow', 'scipy', 'peft'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
