@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_epochs": 2,
             "num_minibatches": 2,
             "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 3},
+            "evaluation": {"every": 2, "prompts": "PROMPTS", "sampling": {"max_tokens": 4}},
             "checkpoint": {"every": 2},
         },
     ),

@@ -104,7 +104,7 @@ def test_keys_inside_lists_and_mappings_of_blocks(tmp_path: Path) -> None:
     [
         ("a: 1\na: 2\n", "r.yaml:2: 'a' is given twice (first on line 1); remove one"),
         ("a: {b: 1, c: {d: 1, d: 2}}\n", "'d' is given twice (first on line 1)"),
-        ("? [x]\n: 1\n", "not valid YAML"),
+        ("? [x]\n: 1\n", "r.yaml:1: the key ['x'] is not text; put it in quotes"),
         ("true: 1\n", "r.yaml:1: the key True is not text; put it in quotes"),
         ("a: *nowhere\n", "not valid YAML: line 1, column 4: found undefined alias 'nowhere'"),
         ("a: !!python/object:os.system x\n", "not valid YAML"),
