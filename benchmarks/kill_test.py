@@ -32,6 +32,7 @@ from tests.run_toys import World, differences, train
 
 from equipoise.algorithms import checkpoint, reward_regression, run
 from equipoise.algorithms.environment import describe_environment
+from equipoise.cli import train as everything_imported_before_forking  # noqa: F401
 from equipoise.models import policy, reward_model
 
 Patch = Callable[[Path], None]
@@ -220,6 +221,7 @@ PHASES = (
     Phase("cost.json: before writing", at_call(run, "_write_text", nth=2, when=_first_is("cost.json"))),
     Phase("cost.json: before the rename", in_module(run, "os", "replace", dying_call(2, _is("cost.json")))),
     Phase("cost.json: after", at_call(run, "_write_text", nth=2, when=_first_is("cost.json"), after=True)),
+    Phase("cost.json: the last, before its rename", in_module(run, "os", "replace", dying_call(7, _is("cost.json")))),
     Phase("metrics.jsonl: half a line", in_module(run, "json", "dumps", torn_metrics), cases=SAVE_ANY),
     Phase("completions: half a file", in_module(run, "pq", "write_table", torn_parquet)),
     Phase("completions: before the rename", in_module(run, "os", "replace", dying_call(3, _is("step_*")))),

@@ -7,6 +7,7 @@ details: docs/algorithms/grpo.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from accelerate import DistributedType
 from torch import Tensor
 
 from equipoise.algorithms.batches import batch_indices, micro_batches, own_part
-from equipoise.algorithms.grpo_records import completion_columns, step_metrics, warn_about
+from equipoise.algorithms.grpo_records import Watch, completion_columns, step_metrics
 from equipoise.algorithms.grpo_signal import Objectives, Signal, make_signal
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import Updater, minibatches
@@ -69,7 +70,7 @@ def train_grpo(
     if (checkpoint := run.restore()) is not None:
         updater.load(checkpoint.tensors, checkpoint.values)
         policy.version = updater.updates
-    first_length = checkpoint.values["first_length"] if checkpoint else None
+    watch = Watch(**checkpoint.values["watch"]) if checkpoint else Watch()
     with run.stopping_cleanly():
         for step in range(run.first_step, config.num_steps):
             chosen = batch_indices(len(prompts), config.prompts_per_step, step, config.seed)
@@ -83,16 +84,15 @@ def train_grpo(
                 metrics = _update(policy, rollout, signal, config, step, updater, counter, run)
             policy.version = updater.updates
             metrics |= step_metrics(rollout, scores_BK, signal, objectives, run)
-            first_length = first_length or metrics["completion_length/mean"]
             if evaluate is not None and config.evaluation is not None:
                 due = (step + 1) % config.evaluation.every == 0 or step + 1 == config.num_steps
                 with run.timed("evaluation"):
                     metrics |= evaluate(step + 1) if due else {}
             run.log(step + 1, metrics)
-            warn_about(metrics, signal, objectives, first_length, run)
+            watch.observe(metrics, objectives, run)
             if (step + 1) % config.completions_every == 0:
                 run.write_completions(step + 1, completion_columns(rollout, scores_BK, signal, objectives))
-            values = {**updater.values(), "first_length": first_length}
+            values = {**updater.values(), "watch": asdict(watch)}
             run.maybe_checkpoint(step + 1, config.num_steps, updater.tensors, values)
     run.finish(policy.saver())
     return policy
@@ -202,25 +202,20 @@ class PolicyObserver:
         self._sums = {"entropy": 0.0, "tokens": 0.0, "kl": 0.0, "completions": 0.0}
         self._has_kl = False
         self._difference = 0.0
-        self._seen = torch.zeros(len(rollout), dtype=torch.bool)
 
     def observe(self, rows: Tensor, scores: Any, reference: Any | None) -> None:
-        """Note rows not seen before; `reference` covers the whole rollout."""
-        fresh = ~self._seen[rows]
-        self._seen[rows] = True
+        """Note these rows of the rollout, each once; `reference` covers the whole rollout."""
         tokens = scores.logprobs_BT.shape[1]
-        index = rows[fresh].to(scores.logprobs_BT.device)
-        fresh = fresh.to(scores.logprobs_BT.device)
+        index = rows.to(scores.logprobs_BT.device)
         mask = self._rollout.completion_mask_BT[index][:, :tokens]
         self._sums["tokens"] += float(mask.sum())
         self._sums["completions"] += len(index)
-        self._sums["entropy"] += float(scores.entropy_BT[fresh].sum())
+        self._sums["entropy"] += float(scores.entropy_BT.sum())
         sampled = self._rollout.sampler_logprobs_BT[index][:, :tokens]
-        if len(index):
-            self._difference = max(self._difference, float((scores.logprobs_BT[fresh].detach() - sampled).abs().max()))
+        self._difference = max(self._difference, float((scores.logprobs_BT.detach() - sampled).abs().max()))
         if reference is not None:
             self._has_kl = True
-            k1 = scores.unit_logprobs_BT[fresh] - reference.unit_logprobs_BT[index][:, :tokens]
+            k1 = scores.unit_logprobs_BT - reference.unit_logprobs_BT[index][:, :tokens]
             self._sums["kl"] += float(torch.where(mask, k1, 0.0).sum())
 
     def metrics(self, run: Run) -> dict[str, float | None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from equipoise.algorithms.grpo_signal import Objectives, Signal
@@ -15,6 +15,7 @@ from equipoise.rollout.types import Rollout
 
 HIGH_KL = 10.0  # nats per completion
 DOMINANT = 0.8  # share of the advantage's variance
+DOMINANT_STEPS = 3  # in a row
 
 
 def step_metrics(
@@ -74,18 +75,35 @@ def completion_columns(
     return columns
 
 
-def warn_about(metrics: dict[str, Any], signal: Signal, objectives: Objectives, first_length: float, run: Run) -> None:
-    """Say once in a run what usually means that it goes wrong."""
-    kl = metrics.get("kl")
-    if kl is not None and kl > HIGH_KL:
-        run.warn_once("kl", f"KL to the reference is {kl:.1f} nats a completion: raise beta or lower the learning rate")
-    if metrics["truncated_fraction"] > 0.5:
-        run.warn_once("truncated", "more than half of the completions were cut at sampling.max_tokens: raise it")
-    if metrics["completion_length/mean"] > 2 * first_length:
-        run.warn_once("length", "completions are twice as long as at the start: the reward may favour length")
-    shares = torch.tensor([metrics[f"advantage/{name}/variance_share"] for name in objectives.names])
-    if int((objectives.weights_K > 0).sum()) > 1 and float(shares.max()) > DOMINANT:
-        name = objectives.names[int(shares.argmax())]
-        run.warn_once(
-            "dominant", f"aspect {name!r} makes over 80% of the advantage's variance: lower its weight or use gdpo"
-        )
+@dataclass
+class Watch:
+    """Says once in a run what usually means that it goes wrong; its counts travel with the checkpoint."""
+
+    first_length: float | None = None
+    dominant_steps: int = 0  # in a row, with the same verdict
+
+    def observe(self, metrics: dict[str, Any], objectives: Objectives, run: Run) -> None:
+        """Look at the metrics of one step."""
+        kl = metrics.get("kl")
+        if kl is not None and kl > HIGH_KL:
+            message = f"KL to the reference is {kl:.1f} nats a completion: raise beta or lower the learning rate"
+            run.warn_once("kl", message)
+        if metrics["truncated_fraction"] > 0.5:
+            run.warn_once("truncated", "more than half of the completions were cut at sampling.max_tokens: raise it")
+        self.first_length = self.first_length or metrics["completion_length/mean"]
+        if metrics["completion_length/mean"] > 2 * (self.first_length or 0.0):
+            run.warn_once("length", "completions are twice as long as at the start: the reward may favour length")
+        self._dominance(metrics, objectives, run)
+
+    def _dominance(self, metrics: dict[str, Any], objectives: Objectives, run: Run) -> None:
+        """One step of a few groups may lean to one aspect by chance: several in a row do not."""
+        if int((objectives.weights_K > 0).sum()) < 2:
+            return
+        shares = {name: metrics[f"advantage/{name}/variance_share"] for name in objectives.names}
+        largest = max(shares, key=lambda name: shares[name])
+        self.dominant_steps = self.dominant_steps + 1 if shares[largest] > DOMINANT else 0
+        if self.dominant_steps >= DOMINANT_STEPS:
+            run.warn_once(
+                "dominant",
+                f"aspect {largest!r} makes over 80% of the advantage's variance: lower its weight or use gdpo",
+            )

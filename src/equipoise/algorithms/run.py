@@ -151,8 +151,11 @@ class Run:
         except OSError as error:
             raise ConfigError(f"{self.out}: cannot write there: {error}; give another --out") from error
         remove_leftovers(self.checkpoints)
-        for leftover in (*self.out.glob(".model.*.tmp"), *self.out.glob(".model.*.old")):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (*self.out.glob(".*.tmp"), *self.out.glob(".model.*.old")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()
         self._forget_after(self.first_step)
         _write_json(config_file, values)  # first, so that a run that dies now is known for one
         _write_json(self.out / "environment.json", {**describe_environment(), "processes": self.num_processes})

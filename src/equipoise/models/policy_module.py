@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from equipoise.errors import ConfigError
 from equipoise.functional.logprobs import chunked_logprobs
 from equipoise.functional.masking import at_least_float32
 
@@ -59,6 +60,11 @@ class PolicyModule(nn.Module):
         self._takes_positions = "position_ids" in inspect.signature(self._backbone.forward).parameters
         self._projects = True  # False: the head does something unknown, the model's own logits are used
         self._check_projection()
+        if value_head and not self._projects:
+            raise ConfigError(
+                f"{type(self.causal).__name__}: no value head fits a model whose logits Equipoise cannot rebuild from "
+                "its hidden states; use a critic of its own, or GRPO"
+            )
 
     @property
     def causal(self) -> Any:

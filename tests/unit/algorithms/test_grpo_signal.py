@@ -13,7 +13,7 @@ from tests.grpo_twin import Table, TableScorer, advantages
 from tests.toy import grpo_values, toy_policy_directory, toy_rollout
 
 from equipoise.algorithms.grpo import train_grpo
-from equipoise.algorithms.grpo_records import completion_columns, step_metrics, warn_about
+from equipoise.algorithms.grpo_records import Watch, completion_columns, step_metrics
 from equipoise.algorithms.grpo_signal import Objectives, Signal, make_signal
 from equipoise.algorithms.run import Run
 from equipoise.config import GRPOConfig
@@ -124,7 +124,8 @@ def test_completions_file_holds_scores_shares_and_advantages(tmp_path: Path) -> 
 
 def test_each_warning_comes_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table: Table = [[0.1, 0.0], [0.4, 0.001], [0.2, 0.0]]
-    signal, _, objectives, run = signal_of(table, tmp_path / "run")
+    _, _, objectives, run = signal_of(table, tmp_path / "run")
+    watch = Watch(first_length=10.0)
     calm = {
         "kl": 9.9, "truncated_fraction": 0.5, "completion_length/mean": 20.0,
         "advantage/a/variance_share": 0.79, "advantage/b/variance_share": 0.21,
@@ -134,11 +135,15 @@ def test_each_warning_comes_once(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         "advantage/a/variance_share": 0.81, "advantage/b/variance_share": 0.19,
     }  # fmt: skip
     with caplog.at_level(logging.WARNING):
-        warn_about(calm, signal, objectives, 10.0, run)
-        warn_about({**calm, "kl": None}, signal, objectives, 10.0, run)
+        watch.observe(calm, objectives, run)
+        watch.observe({**calm, "kl": None}, objectives, run)
         assert not caplog.records
-        for _ in range(3):
-            warn_about(alarming, signal, objectives, 10.0, run)
+        for _ in range(2):
+            watch.observe(alarming, objectives, run)
+        assert len(caplog.records) == 3, "one aspect may dominate two steps by chance"
+        watch.observe(calm, objectives, run)
+        for _ in range(4):
+            watch.observe(alarming, objectives, run)
     messages = [record.getMessage() for record in caplog.records]
     expected = ("KL to the reference is 10.1", "more than half", "twice as long", "aspect 'a' makes over 80%")
     assert len(messages) == 4
@@ -146,7 +151,10 @@ def test_each_warning_comes_once(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         assert sum(part in message for message in messages) == 1, part
     alone = replace(objectives, weights_K=torch.tensor([1.0, 0.0], dtype=torch.float64))
     caplog.clear()
-    warn_about({**calm, "advantage/a/variance_share": 1.0}, signal, alone, 10.0, Run(tmp_path / "other", config_of()))
+    other = Run(tmp_path / "other", config_of())
+    single = Watch(first_length=10.0)
+    for _ in range(4):
+        single.observe({**calm, "advantage/a/variance_share": 1.0}, alone, other)
     assert not caplog.records, "one objective alone always holds everything"
 
 

@@ -56,6 +56,7 @@ def test_resume_goes_back_to_the_last_checkpoint(tmp_path: Path) -> None:
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # died while appending
     (out / "completions" / ".step_000006.tmp").write_bytes(b"half")
+    (out / ".cost.json.tmp").write_text("{")
     (out / ".model.123.tmp").mkdir()
     (out / ".model.123.old.tmp").mkdir()
     (out / "checkpoints" / ".tmp-step_000006").mkdir()
@@ -68,7 +69,7 @@ def test_resume_goes_back_to_the_last_checkpoint(tmp_path: Path) -> None:
     assert sorted(path.name for path in (out / "completions").iterdir()) == [
         f"step_{n:06d}.parquet" for n in range(1, 5)
     ]
-    assert not list(out.glob(".model*")) and saved_steps(run.checkpoints) == [2, 4]
+    assert not list(out.glob(".*")) and saved_steps(run.checkpoints) == [2, 4]
     assert not list(run.checkpoints.glob(".tmp*"))
 
 
@@ -109,7 +110,8 @@ def test_a_changed_recipe_is_refused_naming_the_keys(tmp_path: Path) -> None:
     ):
         assert part in message
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert open_run(out, resume=True, out="elsewhere").first_step == 2  # where it lies changes nothing
+    moved = Run(out, recipe_from_mapping(RECIPE | {"out": "elsewhere"}), resume=True)
+    assert moved.first_step == 2  # where it lies changes nothing
 
 
 @pytest.mark.parametrize("content", ['{"model_type": "llama"}', "[1]", '{"algorithm": "other"}', '{"algorithm": null}'])
