@@ -27,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import pyarrow as pa
 import torch
 from tests.run_toys import World, differences, train
 
@@ -406,6 +407,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="every phase of saving with one algorithm only")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    pa.table({"imports": ["what pyarrow imports late"]})
     without_plots()
     place = options.keep or Path(tempfile.mkdtemp(prefix="equipoise-kill-"))
     place.mkdir(parents=True, exist_ok=True)
