@@ -196,3 +196,14 @@ def test_the_process_itself(world: World, tmp_path: Path) -> None:
     )
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", errors)
     assert (tmp_path / "run" / "checkpoints" / f"step_{stopped:06d}" / "state.safetensors").is_file()
+
+
+def test_one_process_where_several_were_asked_for(
+    world: World, equipoise: Equipoise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch --cpu --num_processes 2` without MPI: one process, told by its environment alone."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    code, _, errors = equipoise("train", world.grpo("alone", num_steps=1), "--out", "run")
+    assert code == 0
+    assert "WARNING accelerate launch asked for several processes and started one: --cpu needs MPI" in errors
