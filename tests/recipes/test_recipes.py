@@ -88,6 +88,17 @@ def test_reward_runs_two_steps(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert set(json.loads((tmp_path / "run" / "reward_report.json").read_text())["aspects"]) == {"good", "safe"}
 
+    grpo = toy.grpo_values(
+        toy.toy_policy_directory(tmp_path / "policy"),
+        toy.write_prompts(tmp_path / "prompts.jsonl"),
+        num_steps=2,
+        scorers=[{"reward_model": str(tmp_path / "run" / "model")}],
+        objective_weights={"good": 1.0, "safe": 0.5},
+    )
+    aligned = run_two_steps(grpo, tmp_path / "aligned")
+    assert aligned[-1]["reward/safe/mean"] is not None
+    assert json.loads((tmp_path / "aligned" / "cost.json").read_text())["flops"]["score"] > 0
+
 
 def test_minimal_grpo_learns_both_objectives() -> None:
     """Forty short steps: politeness pays at once, and neither objective gets worse."""

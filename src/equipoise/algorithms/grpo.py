@@ -78,7 +78,7 @@ def train_grpo(
                 rollout = _sample(policy, [prompts[i] for i in chosen], config, step, counter, run)
             with run.timed("score"):
                 with run.failing_together():
-                    scores_BK = score_rollout(rollout, scorers)
+                    scores_BK = _score(rollout, scorers, run)
                 signal = make_signal(rollout, scores_BK, objectives, config, run)
             with run.timed("update"):
                 metrics = _update(policy, rollout, signal, config, step, updater, counter, run)
@@ -140,6 +140,14 @@ def _sample(
     counts = sampling_counts(rollout.prompt_mask_BS, rollout.completion_mask_BT, config.group_size)
     run.count(generated_tokens=int(rollout.lengths_B.sum()), generate=counter.forward(*counts))
     return rollout
+
+
+def _score(rollout: Rollout, scorers: Sequence[Scorer], run: Run) -> Tensor:
+    """Native scores [B, K]; what scorers that know their FLOPs (reward models) spent is counted."""
+    before = sum(getattr(scorer, "flops", 0.0) for scorer in scorers)
+    scores_BK = score_rollout(rollout, scorers)
+    run.count(score=sum(getattr(scorer, "flops", 0.0) for scorer in scorers) - before)
+    return scores_BK
 
 
 def _update(

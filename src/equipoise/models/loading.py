@@ -37,6 +37,11 @@ def check_model_directory(name: str) -> None:
         )
 
 
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def is_adapter(name: str) -> bool:
     """True for a directory that holds a PEFT adapter."""
     return (Path(name) / "adapter_config.json").is_file()

@@ -23,6 +23,7 @@ from equipoise.models.loading import (
     build_model,
     check_model_directory,
     count_parameters,
+    default_device,
     enable_checkpointing,
     is_adapter,
     load_config,
@@ -155,6 +156,7 @@ def load_policy(
             adapter, or a copy of the model.
         value_head: add a scalar head (for PPO).
         seed: of randomly initialised weights (LoRA, `initialise: random`).
+        device: where it computes; the GPU if there is one, else the CPU.
 
     Raises ConfigError naming the directory and the mend.
     """
@@ -195,8 +197,7 @@ def load_policy(
     if config.gradient_checkpointing and trainable:
         enable_checkpointing(model)
     module = PolicyModule(model, autocast=precision == "bfloat16", value_head=value_head)
-    if device is not None:
-        module.to(device)
+    module.to(device if device is not None else default_device())
     module.train(trainable)
     eos_ids = _eos_ids(module.causal, tokenizer, config.model)
     policy = Policy(

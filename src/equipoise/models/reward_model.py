@@ -18,7 +18,7 @@ from equipoise.config import BackboneConfig, InputFormatConfig
 from equipoise.data import save_tokenizer_checked
 from equipoise.errors import CheckpointError, ConfigError, RewardError
 from equipoise.models.aspects import Aspect
-from equipoise.models.loading import check_model_directory, resolve_precision
+from equipoise.models.loading import check_model_directory, default_device, resolve_precision
 from equipoise.models.reward_backbone import Backbone, new_backbone, quiet_transformers, saved_backbone
 from equipoise.models.reward_head import folded_head
 from equipoise.models.reward_inputs import EncodedRow, InputFormat, Prompt, TruncationCount
@@ -67,6 +67,7 @@ class RewardModel:
         aspect_specs: the aspects, in the order of the outputs.
         inputs: the encoder of prompts and responses; `inputs.truncation` counts what did not fit.
         source: directory or hub name, for messages.
+        scored_flops: FLOPs that scoring has cost so far.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class RewardModel:
         self.module = RewardModule(backbone.model, resolve_precision(precision, size))
         self.native_scale = list(native_scale) if native_scale else [aspect.std for aspect in aspects]
         self.native_offset = list(native_offset) if native_offset else [aspect.mean for aspect in aspects]
+        self.scored_flops = 0.0
         self._set_standardisation()
         self.module.eval()
 
@@ -167,7 +169,7 @@ class RewardModel:
             precision=precision,
             source=str(path),
         )
-        model.module.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        model.module.to(device if device is not None else default_device())
         return model
 
     @property
@@ -217,6 +219,7 @@ class RewardModel:
         finally:
             self.module.train(was_training)
         self._check_finite(scores_BK)
+        self.scored_flops += self.forward_flops(rows)
         return scores_BK
 
     def forward_flops(self, rows: Sequence[EncodedRow]) -> float:

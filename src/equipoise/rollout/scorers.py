@@ -45,6 +45,11 @@ class RewardModelScorer:
         self.aspects: list[Aspect] = list(reward_model.aspect_specs)
         self._batch_size = batch_size
 
+    @property
+    def flops(self) -> float:
+        """FLOPs that scoring has cost so far."""
+        return self.model.scored_flops
+
     def score(self, rollout: Rollout) -> Scores:
         """Native-scale predictions; NaN from the network is left for `score_rollout` to refuse."""
         scores_BK = self.model.score(list(rollout.prompts), list(rollout.completions), batch_size=self._batch_size)
