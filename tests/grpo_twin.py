@@ -52,6 +52,11 @@ class PlainDescent:
         self.gradients.append(descend(self.wrapped.model, self.rate))
         return {"grad_norm": 0.0, "learning_rate": self.rate, "skipped": 0}
 
+    def pass_over(self) -> dict[str, float | None]:
+        """A minibatch with nothing to train on."""
+        self.updates += 1
+        return {"grad_norm": None, "learning_rate": self.rate, "skipped": 0}
+
     def tensors(self) -> dict[str, Tensor]:
         """Nothing to save."""
         return {}

@@ -177,13 +177,15 @@ def _update(
     losses: list[float] = []
     clipped = torch.zeros(2, dtype=torch.float64)
     result: dict[str, Any] = {}
+    empty = 0
     for epoch in range(config.num_epochs):
         seed = derived_seed(config.seed, _MINIBATCHES, step, epoch)
         for rows in minibatches(signal.all_group_ids, config.num_minibatches, seed):
             normalizer = signal.normalizer(rows, config.reduction)
             if normalizer == 0:
                 run.warn_once("nothing to train on", "a minibatch had nothing to train on: it is skipped and counted")
-                result["empty_minibatches"] = result.get("empty_minibatches", 0) + 1
+                empty += 1
+                result = updater.pass_over() | result
                 continue
             minibatch = MinibatchLoss(
                 policy, rollout, signal, old_BT, reference, seen, config, normalizer, counter, run
@@ -192,12 +194,11 @@ def _update(
             losses.append(minibatch.loss)
             clipped += minibatch.clipped
     summed = run.totals({"loss": sum(losses), "clipped": float(clipped[0]), "tokens": float(clipped[1])})
-    if not losses:
-        result |= {"grad_norm": 0.0, "learning_rate": 0.0}
     return {
-        "loss": summed["loss"] / max(1, len(losses)),
-        "clip_fraction": summed["clipped"] / max(1.0, summed["tokens"]),
+        "loss": summed["loss"] / len(losses) if losses else None,
+        "clip_fraction": summed["clipped"] / summed["tokens"] if summed["tokens"] else None,
         **result,
+        **({"empty_minibatches": empty} if empty else {}),
         **seen.metrics(run),
     }
 
@@ -233,7 +234,7 @@ class PolicyObserver:
         return {
             "kl": sums["kl"] / max(1.0, sums["completions"]) if self._has_kl else None,
             "entropy": sums["entropy"] / sums["tokens"] if sums["tokens"] else None,
-            "sampler/logprob_difference": difference,
+            "sampler/logprob_difference": difference if sums["completions"] else None,
         }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equipoise.config import RewardConfig
-from equipoise.data import SPLITS, ScoredRecord, load_scored, split_records, undeclared_aspects
+from equipoise.data import SPLITS, ScoredRecord, load_scored, prompt_text, split_records, undeclared_aspects
 from equipoise.data.problems import suggestion
 from equipoise.errors import DataError
 from equipoise.models.aspects import Aspect
@@ -54,15 +54,19 @@ class EncodedSplit:
 def load_splits(config: RewardConfig) -> dict[str, list[ScoredRecord]]:
     """Scored records of every source by split.
 
-    Sources whose rows carry a split keep it; the others are split by prompt, together, so that a prompt two of them
-    share stays on one side. Where rows carry splits but none is `validation`, that share of the training prompts
-    becomes it. Raises DataError naming what is wrong in the files, or a declared aspect without any score.
+    A source whose rows carry a split keeps it; where it marks no row `validation`, that share of its training prompts
+    becomes it, so that every source's aspects have a say in early stopping. The other sources are split by prompt,
+    together; a prompt that a split source holds goes where it stands there. Raises DataError naming what is wrong in
+    the files, or a declared aspect without any score.
     """
     with_split: list[ScoredRecord] = []
     without: list[ScoredRecord] = []
     for source in config.data:
         records = load_scored(source)
-        (with_split if any(record.split for record in records) else without).extend(records)
+        if any(record.split for record in records):
+            with_split += _with_validation(records, config)
+        else:
+            without += records
     return joined_splits(with_split, without, config)
 
 
@@ -71,18 +75,28 @@ def joined_splits(
 ) -> dict[str, list[ScoredRecord]]:
     """`load_splits` of records already loaded."""
     options = {"test": config.test_fraction, "validation": config.validation_fraction, "seed": config.seed}
-    parts = [split_records(records, **options) for records in (with_split, without) if records]
-    splits = {name: [record for part in parts for record in part[name]] for name in SPLITS}
-    if splits["train"] and not splits["validation"]:
-        bare = [replace(record, split=None) for record in splits["train"]]
-        carved = split_records(bare, validation=config.validation_fraction, test=0.0, seed=config.seed)
-        logger.warning(
-            "reward: no row has the split validation: %d of %d training rows are held out for it",
-            len(carved["validation"]),
-            len(bare),
-        )
-        splits |= {"train": carved["train"], "validation": carved["validation"]}
-    return splits
+    settled = _with_validation(with_split, config)
+    places = {prompt_text(record.prompt): record.split for record in settled}
+    places.pop("", None)  # rows without a prompt do not share one
+    bound = [replace(r, split=places[prompt_text(r.prompt)]) for r in without if prompt_text(r.prompt) in places]
+    free = [record for record in without if prompt_text(record.prompt) not in places]
+    parts = [split_records(records, **options) for records in ([*settled, *bound], free) if records]
+    return {name: [record for part in parts for record in part[name]] for name in SPLITS}
+
+
+def _with_validation(records: Sequence[ScoredRecord], config: RewardConfig) -> list[ScoredRecord]:
+    """The records, some training prompts marked `validation` where no row is."""
+    training = [replace(record, split=None) for record in records if record.split == "train"]
+    if not training or any(record.split == "validation" for record in records):
+        return list(records)
+    carved = split_records(training, validation=config.validation_fraction, test=0.0, seed=config.seed)
+    logger.warning(
+        "reward: no row has the split validation: %d of %d training rows are held out for it",
+        len(carved["validation"]),
+        len(training),
+    )
+    marked = [replace(record, split=name) for name in ("train", "validation") for record in carved[name]]
+    return [*marked, *(record for record in records if record.split != "train")]
 
 
 def labelled_splits(splits: Mapping[str, Sequence[ScoredRecord]], names: list[str]) -> dict[str, LabelledTexts]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -324,8 +325,14 @@ class Run:
         self._cost["trainable_parameters"] = parameters
 
     def log(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Append a line to metrics.jsonl and return it. A value that does not exist is None, never 0."""
-        line = {"step": step, **metrics}
+        """Append a line to metrics.jsonl and return it. A value that does not exist is None, never 0.
+
+        A number that is not finite becomes None too: the optimizer has skipped and counted such a step, and JSON has
+        no word for it.
+        """
+        line: dict[str, Any] = {"step": step}
+        for name, value in metrics.items():
+            line[name] = None if isinstance(value, float) and not math.isfinite(value) else value
         for phase, seconds in self._timers.items():
             line[f"time/{phase}"] = round(seconds, 6)
             if f"{phase}_s" in self._cost:

@@ -79,7 +79,7 @@ class Updater:
                     (loss() * accelerator.num_processes).backward()
             else:
                 (loss() * accelerator.num_processes).backward()
-        rate = learning_rate(self._config, self.updates, self._total)
+        rate = self._rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         parameters = [p for p in self._module.parameters() if p.requires_grad]
@@ -93,6 +93,15 @@ class Updater:
             self._skip()
         self._optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm if math.isfinite(norm) else None, "learning_rate": rate, "skipped": self.skipped}  # type: ignore[dict-item]
+
+    def pass_over(self) -> dict[str, float | None]:
+        """What `step` returns for a minibatch with nothing to train on: nothing moves, the schedule does."""
+        rate = self._rate()
+        self.updates += 1
+        return {"grad_norm": None, "learning_rate": rate, "skipped": self.skipped}
+
+    def _rate(self) -> float:
+        return learning_rate(self._config, self.updates, self._total)
 
     def _optimizer_step(self, parameters: list[nn.Parameter], rate: float) -> None:
         """One step; the first with a rate above 0 is checked: a run that learns nothing looks like any other."""

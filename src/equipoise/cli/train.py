@@ -93,8 +93,15 @@ def _train_grpo(config: GRPOConfig, run: Run) -> None:
     if config.evaluation is not None:
         from equipoise.evaluation import make_evaluation_callback
 
+        in_loop = config.evaluation.model_copy(update={"sampling": config.evaluation.sampling or config.sampling})
         evaluate = make_evaluation_callback(
-            policy, held_out, scorers, config.objective_weights, config.evaluation, config.seed
+            policy,
+            held_out,
+            scorers,
+            config.objective_weights,
+            in_loop,
+            config.seed,
+            max_prompt_tokens=config.max_prompt_tokens,
         )
     with TrainingProgress(run):
         train_grpo(policy, scorers, prompts, config, run, evaluate=evaluate)

@@ -109,7 +109,8 @@ class OptimizerConfig(Schema):
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled decay, on matrices only.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="After the warm-up: stay, or fall to zero at the last optimizer step."
+        default="constant",
+        description="After the warm-up: stay, or fall to zero, which the step after the last would have.",
     )
     warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps of linear rise from zero.")
 
@@ -168,7 +169,7 @@ class InLoopEvaluationConfig(Schema):
     every: int = Field(ge=1, description="Steps between evaluations; the last step is always evaluated.")
     prompts: DataSources = Field(description="Held-out prompts.")
     samples: int = Field(default=1, ge=1, description="Completions per prompt.")
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How they are drawn.")
+    sampling: SamplingConfig | None = Field(default=None, description="How they are drawn; null: as in training.")
 
 
 class Recipe(Schema):

@@ -25,7 +25,7 @@ from equipoise.evaluation.rows import (
 )
 from equipoise.models.policy import Policy
 from equipoise.rollout.logprobs import score_in_chunks
-from equipoise.rollout.sampler import generate
+from equipoise.rollout.sampler import encode_prompts, generate
 from equipoise.rollout.scorers import Scorer, all_aspects, score_rollout
 from equipoise.rollout.types import Rollout
 
@@ -156,12 +156,15 @@ def make_evaluation_callback(
     `evaluation/refusal_rate/<kind>`, `evaluation/completion_length/mean`, `evaluation/truncated_fraction`. Means are
     over prompts, of each prompt's completions; an aspect that was never scored is left out.
 
-    Raises DataError for no prompts and ConfigError for wrong weights at once, before training starts.
+    Raises at once, before training starts: DataError for no prompts or one that cannot be encoded, ConfigError for
+    wrong weights or where max_tokens leaves no room for a prompt.
     """
+    sampling = config.sampling or SamplingConfig()
     if not records:
         raise DataError("evaluation.prompts: no held-out prompts; give a file with at least one")
     aspects = all_aspects(scorers)
     resolved = resolve_weights(weights, aspects)
+    encode_prompts(policy, records, sampling, max_prompt_tokens)
 
     def evaluate(step: int) -> dict[str, float]:
         rows: list[Row] = []
@@ -171,7 +174,7 @@ def make_evaluation_callback(
                     policy,
                     records[start : start + batch_prompts],
                     config.samples,
-                    config.sampling,
+                    sampling,
                     seed=evaluation_seed(seed),
                     first_prompt=start,
                     max_prompt_tokens=max_prompt_tokens,

@@ -113,8 +113,9 @@ class PolicyModule(nn.Module):
             hidden = self._hidden(ids, mask, torch.arange(6, device=device)[None], use_cache=False).last_hidden_state
             ours = self._project(hidden).float()
         self.train(was_training)
-        scale = own.abs().max().clamp(min=1e-6)
-        self._projects = ours.shape == own.shape and bool((ours - own).abs().max() <= 2e-2 * scale)
+        low_precision = self.autocast or next(self._head.parameters()).dtype in (torch.bfloat16, torch.float16)
+        allowed = (2e-2 if low_precision else 1e-4) * own.abs().max().clamp(min=1e-6)
+        self._projects = ours.shape == own.shape and bool((ours - own).abs().max() <= allowed)
         if not self._projects:
             logger.warning(
                 "%s transforms its logits in a way Equipoise does not know: using the model's own logits, "

@@ -61,8 +61,7 @@ def generate(
     records = [PromptRecord(prompt=p) if isinstance(p, str) else p for p in prompts]
     if not records:
         raise ConfigError("generate: no prompts; give at least one")
-    limit = _prompt_limit(policy, sampling.max_tokens, max_prompt_tokens)
-    encoded, truncated = _encode_prompts(policy, records, limit)
+    encoded, truncated = encode_prompts(policy, records, sampling, max_prompt_tokens)
     per_batch = max(1, rows_at_once // group_size)
     parts: list[_Decoded] = []
     with _inference(policy):
@@ -102,7 +101,11 @@ def _prompt_limit(policy: Policy, max_tokens: int, max_prompt_tokens: int | None
     return room if max_prompt_tokens is None else min(room, max_prompt_tokens)
 
 
-def _encode_prompts(policy: Policy, records: list[PromptRecord], limit: int | None) -> tuple[list[list[int]], int]:
+def encode_prompts(
+    policy: Policy, records: Sequence[PromptRecord], sampling: SamplingConfig, max_prompt_tokens: int | None
+) -> tuple[list[list[int]], int]:
+    """Ids of every prompt, cut to what fits, and how many were cut. Raises what `generate` raises for its prompts."""
+    limit = _prompt_limit(policy, sampling.max_tokens, max_prompt_tokens)
     counter = TruncationCounter()
     encoded = [
         encode_prompt(policy.tokenizer, r.prompt, prompt_format=policy.prompt_format, max_length=limit, counter=counter)

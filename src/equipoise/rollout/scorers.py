@@ -134,7 +134,8 @@ def score_rollout(rollout: Rollout, scorers: Sequence[Scorer]) -> Tensor:
     first_row: dict[tuple[str, str], int] = {}
     for row, key in enumerate(keys):
         first_row.setdefault(key, row)
-    distinct = rollout[list(first_row.values())]
+    rows = list(first_row.values())
+    distinct = rollout[rows]
     position = {key: index for index, key in enumerate(first_row)}
     inverse = torch.tensor([position[key] for key in keys], dtype=torch.long)
     columns: list[Tensor] = []
@@ -142,7 +143,7 @@ def score_rollout(rollout: Rollout, scorers: Sequence[Scorer]) -> Tensor:
         scores = scorer.score(distinct)
         _check_names(scorer, scores)
         for aspect in scorer.aspects:
-            columns.append(_column(scorer.name, aspect.name, scores[aspect.name], len(distinct)))
+            columns.append(_column(scorer.name, aspect.name, scores[aspect.name], rows))
     return torch.stack(columns, dim=1)[inverse]
 
 
@@ -160,8 +161,9 @@ def _check_names(scorer: Scorer, scores: Any) -> None:
             raise RewardError(f"scorer {scorer.name} returned no values for aspect {name!r}; use None for not scored")
 
 
-def _column(scorer: str, aspect: str, values: Any, count: int) -> Tensor:
-    """One aspect's values as float64 [count], NaN for None; lists, arrays and tensors are taken."""
+def _column(scorer: str, aspect: str, values: Any, rows: list[int]) -> Tensor:
+    """One aspect's values for these rows of the rollout, float64, NaN for None; lists, arrays and tensors are taken."""
+    count = len(rows)
     listed = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(listed, str | bytes | Mapping) or not isinstance(listed, Iterable):
         raise RewardError(
@@ -174,7 +176,7 @@ def _column(scorer: str, aspect: str, values: Any, count: int) -> Tensor:
             f"scorer {scorer}, aspect {aspect!r}: {len(listed)} values for {count} completions; return one for each"
         )
     column = torch.full((count,), math.nan, dtype=torch.float64)
-    for row, value in enumerate(listed):
+    for position, (row, value) in enumerate(zip(rows, listed, strict=True)):
         if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
             value = value.item()
         if value is None:
@@ -184,7 +186,7 @@ def _column(scorer: str, aspect: str, values: Any, count: int) -> Tensor:
                 f"scorer {scorer}, aspect {aspect!r}, completion {row}: {_shown(value)} is not a finite number; "
                 "return None where there is no score"
             )
-        column[row] = float(value)
+        column[position] = float(value)
     return column
 
 

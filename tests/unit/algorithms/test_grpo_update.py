@@ -187,8 +187,11 @@ def test_a_step_with_everything_truncated_is_skipped_and_counted(
     config = config_of(directory, mask_truncated=True, num_steps=3)
     with caplog.at_level(logging.WARNING):
         outcome = train(directory, tmp_path / "run", cut, TABLE, config, monkeypatch)
-    assert outcome.updater.updates == 0 and outcome.line["empty_minibatches"] == 1
-    assert outcome.line["loss"] == 0.0 and outcome.line["trained_completions"] == 0
+    assert outcome.updater.updates == 3, "the schedule goes on"
+    assert outcome.line["empty_minibatches"] == 1 and outcome.line["trained_completions"] == 0
+    for name in ("loss", "grad_norm", "clip_fraction", "entropy", "sampler/logprob_difference"):
+        assert outcome.line[name] is None, f"{name} was not computed"
+    assert outcome.line["skipped"] == 0 and outcome.line["learning_rate"] > 0
     assert outcome.line["truncated_fraction"] == 1.0
     for (name, now), before in zip(
         plain_model(outcome.policy).named_parameters(), outcome.start.parameters(), strict=True

@@ -127,6 +127,20 @@ def test_splits_without_validation_get_one_from_the_training_rows(caplog):
     assert "no row has the split validation: 4 of 40 training rows are held out" in caplog.text
 
 
+def test_every_source_has_validation_rows_of_its_own(tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    rows = [{"prompt": f"p{i}", "response": "r", "scores": {"a": float(i)}} for i in range(40)]
+    marked = [{**row, "split": "test" if i < 5 else "train"} for i, row in enumerate(rows[:25])]
+    first.write_text("".join(json.dumps(row) + "\n" for row in marked))
+    second.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:5], *rows[25:]]))
+    sources = [{"path": str(first), "aspect_prefix": "x/"}, {"path": str(second), "aspect_prefix": "y/"}]
+    splits = load_splits(recipe(("x/a", "y/a"), sources))
+    assert sum("x/a" in one.scores for one in splits["validation"]) == 2
+    assert sum("y/a" in one.scores for one in splits["validation"]) == 2
+    shared = {f"p{i}" for i in range(5)}
+    assert {name for name, part in splits.items() for one in part if one.prompt in shared} == {"test"}
+
+
 def test_every_epoch_has_every_row_once_in_an_order_of_its_own():
     lengths = tuple(range(100))
     epochs = [epoch_batches(lengths, 8, seed=1, epoch=epoch) for epoch in (0, 1)]

@@ -118,3 +118,21 @@ def test_the_result_is_written_and_the_version_counts_updates(directory: Path, t
     saved = load_policy(tmp_path / "run" / "model")
     for ours, theirs in zip(saved.module.parameters(), policy.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_loss_that_is_not_finite_skips_its_step_and_the_run_goes_on(directory: Path, tmp_path: Path) -> None:
+    """Pitfall 16: the first forward pass gives NaN; the step is skipped and counted, its loss and norm are null."""
+    config = config_of(directory, batch_size=2)
+    policy = load_policy(config.policy, trainable=True)
+    calls: list[int] = []
+
+    def spoil(module: torch.nn.Module, arguments: Any, scores: Any) -> Any:
+        calls.append(1)
+        return scores._replace(logprobs_BT=scores.logprobs_BT * torch.nan) if len(calls) == 1 else None
+
+    policy.module.register_forward_hook(spoil)
+    run, lines = run_of(tmp_path / "run", config)
+    train_sft(policy, RECORDS, config, run)
+    assert [line["skipped"] for line in lines] == [1, 1]
+    assert lines[0]["loss"] is None and lines[0]["grad_norm"] is None
+    assert lines[1]["loss"] > 0 and lines[1]["grad_norm"] > 0

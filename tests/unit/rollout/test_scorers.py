@@ -188,3 +188,10 @@ def test_a_reward_model_scores_its_aspects() -> None:
     broken = _Predictions(torch.tensor([[1.0, 2.0], [3.0, math.nan], [5.0, 6.0]]))
     with pytest.raises(RewardError, match="scorer rm, aspect 'harm', completion 1: nan"):
         score_rollout(ROLLOUT, [RewardModelScorer(broken, "rm")])
+
+
+def test_the_completion_at_fault_is_named_as_it_stands_in_the_rollout() -> None:
+    repeated = ROLLOUT[[0, 0, 1, 2]]
+    scorer = FunctionScorer(lambda prompts, texts: {"tone": [1.0, 2.0, math.nan]}, "f", [Aspect("tone", True)])
+    with pytest.raises(RewardError, match="completion 3: nan"):
+        score_rollout(repeated, [scorer])
