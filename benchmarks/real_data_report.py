@@ -102,7 +102,7 @@ def _policy_section(policy: dict[str, Any]) -> list[str]:
     lines += ["", "### Ten transcripts, as they are", "", "First completions of every eighteenth held-out prompt.", ""]
     for before, later in policy["transcripts"]:
         lines += [
-            f"**{before['kind']}**: {_quoted(before['prompt'])}",
+            f"**{before['kind']}**: {_quoted(before['prompt'], most=300)}",
             "",
             f"- before ({before['combined']:.2f}): {_quoted(before['response'])}",
             f"- after ({later['combined']:.2f}): {_quoted(later['response'])}",
@@ -111,9 +111,11 @@ def _policy_section(policy: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _quoted(text: object) -> str:
-    """Model text as inline code: nothing in it is Markdown or HTML."""
+def _quoted(text: object, most: int | None = None) -> str:
+    """Text as inline code, so that nothing in it is Markdown or HTML; prompts are cut at `most` characters."""
     flat = " ".join(str(text).split()).replace("`", "'")
+    if most is not None and len(flat) > most:
+        flat = f"{flat[:most]} [...]"
     return f"`{flat}`" if flat else "(empty)"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ def equipoise(
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     environment = dict(os.environ)
+    logger = logging.getLogger("equipoise")
+    logging_state = list(logger.handlers), logger.level, logger.propagate
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["equipoise", *map(str, arguments)])
@@ -43,6 +46,7 @@ def equipoise(
         return code, captured.out, captured.err
 
     yield call
+    logger.handlers, logger.level, logger.propagate = logging_state
     sys.path[:] = path
     os.environ.clear()
     os.environ.update(environment)
