@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "make bench-install && .venv/bin/python benchmarks/real_data.py --data ../shared/data"
 
 
@@ -32,7 +33,8 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     summary = {key: value for key, value in results.items() if key != "policy"}
     summary["policy"] = results["policy"]["comparison"]
-    path.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(summary, indent=1).replace(f"{ROOT}/", "")  # where the repository lies says nothing
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
 
 def _interval(point: float, bounds: list[float]) -> str:

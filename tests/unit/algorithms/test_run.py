@@ -133,9 +133,9 @@ def test_a_config_that_is_no_json(tmp_path: Path) -> None:
 def test_an_empty_directory_and_what_a_dying_start_leaves(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / ".config.json.tmp").write_text("{")
-    open_run(tmp_path)
+    assert open_run(tmp_path).first_step == 0
     (tmp_path / "empty").mkdir()
-    open_run(tmp_path / "empty")
+    assert open_run(tmp_path / "empty").first_step == 0
 
 
 def test_checkpoints_without_a_config_are_not_touched(tmp_path: Path) -> None:

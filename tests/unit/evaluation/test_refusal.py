@@ -122,4 +122,4 @@ def test_a_refusal_after_the_opening_does_not_count() -> None:
 def test_long_input_takes_no_time() -> None:
     # Patterns with nested repetition blow up on text like this; the detector runs on whatever a policy writes.
     for junk in ("i can't " * 20_000, '"' * 100_000, "sorry " * 20_000, "but however " * 20_000, "a" * 200_000):
-        is_refusal(junk)
+        assert is_refusal(junk) in (True, False)
