@@ -2,7 +2,7 @@
 
 The whole method on top of `equipoise.functional`, without the package's samplers, runs and configs: a tiny language
 model over forty words learns to be helpful AND polite. The two objectives conflict, because a reply has eight words
-and each polite word takes the place of a useful one. No network, no files, half a minute on two cores.
+and each polite word takes the place of a useful one. No network, no files, 15 seconds on two cores.
 
 Read it top to bottom: world, rewards, sampling, log-probabilities, training. To use a real model, replace `build_world`
 by `AutoModelForCausalLM.from_pretrained(...)` and its tokenizer; the rest stays as it is.
