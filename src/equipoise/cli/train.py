@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from equipoise.algorithms.grpo_signal import Objectives
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import train_sft
 from equipoise.cli.progress import TrainingProgress
-from equipoise.config import AnyRecipe, DataConfig, GRPOConfig, RewardConfig, SFTConfig, load_recipe
+from equipoise.config import AnyRecipe, GRPOConfig, RewardConfig, SFTConfig, load_recipe
 from equipoise.data import load_demonstrations, load_prompts
 from equipoise.errors import ConfigError
 from equipoise.models.policy import Policy, load_policy
@@ -60,7 +60,7 @@ def _warn_of_missing_processes(run: Run) -> None:
 
 
 def _train_sft(config: SFTConfig, run: Run) -> None:
-    records = _load(load_demonstrations, config.data)
+    records = load_demonstrations(config.data)
     policy = load_policy(config.policy, trainable=True, seed=config.seed, device=run.accelerator.device)
     _announce(policy, run)
     with TrainingProgress(run):
@@ -77,8 +77,8 @@ def _train_reward(config: RewardConfig, run: Run) -> None:
 
 
 def _train_grpo(config: GRPOConfig, run: Run) -> None:
-    prompts = _load(load_prompts, config.data)
-    held_out = _load(load_prompts, config.evaluation.prompts) if config.evaluation else []
+    prompts = load_prompts(config.data)
+    held_out = load_prompts(config.evaluation.prompts) if config.evaluation else []
     scorers = build_scorers(config.scorers)
     Objectives.of(config, scorers)  # before a large model is loaded
     policy = load_policy(
@@ -112,11 +112,6 @@ TRAINERS: dict[type[AnyRecipe], Callable[[Any, Run], None]] = {
     RewardConfig: _train_reward,
     GRPOConfig: _train_grpo,
 }
-
-
-def _load(loader: Callable[..., list[Any]], sources: Sequence[DataConfig]) -> list[Any]:
-    """Rows of all sources, each read with its own columns and limit."""
-    return [record for source in sources for record in loader(source.path, columns=source.columns, limit=source.limit)]
 
 
 def _announce(policy: Policy, run: Run) -> None:
