@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from equipoise.errors import ConfigError, DataError
 from equipoise.evaluation.evaluate import COMPLETIONS_FILE, EVALUATION_FILE
@@ -94,6 +95,7 @@ def _method(base: PromptTable, seeds: Sequence[Evaluated], tables: Sequence[Prom
         "evaluation": dict(seeds[0].evaluation) if len(seeds) == 1 else _pooled(seeds, tables, seed),
         "paired_difference": paired_differences(base, tables, seed=seed),
         "refusal_difference": refusal_differences(base, tables, seed=seed),
+        "paired_by_kind": paired_differences_by_kind(base, tables, seed=seed),
         "cost": mean_cost(known) if known else None,
         "cost_per_seed": costs,
         "seeds": [_seed_point(evaluated) for evaluated in seeds],
@@ -106,10 +108,25 @@ def paired_differences(base: PromptTable, tables: Sequence[PromptTable], *, seed
     A prompt's value is the mean over the seeds that have one, less the base's on the same prompt.
     Arithmetic: base (1, 2), seeds (2, 2) and (4, 3): prompt 1 (2+4)/2 - 1 = 2, prompt 2 (2+3)/2 - 2 = 0.5, mean 1.25.
     """
+    return {name: interval(values_P, seed=seed) for name, values_P in _differences(base, tables).items()}
+
+
+def paired_differences_by_kind(
+    base: PromptTable, tables: Sequence[PromptTable], *, seed: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{kind: what `paired_differences` gives on the prompts of that kind alone}."""
+    differences = _differences(base, tables)
+    return {
+        kind: {name: interval(values_P[base.of_kind(kind)], seed=seed) for name, values_P in differences.items()}
+        for kind in sorted(set(base.kinds))
+    }
+
+
+def _differences(base: PromptTable, tables: Sequence[PromptTable]) -> dict[str, Tensor]:
+    """Method less base on every prompt, [P] each, NaN where either has no score."""
     mean = average_tables(tables)
-    pairs = {name: (mean.aspects[name], base.aspects[name]) for name in base.aspects}
-    pairs[COMBINED] = (mean.combined_P, base.combined_P)
-    return {name: interval(method_P - base_P, seed=seed) for name, (method_P, base_P) in pairs.items()}
+    differences_P = {name: mean.aspects[name] - base.aspects[name] for name in base.aspects}
+    return {**differences_P, COMBINED: mean.combined_P - base.combined_P}
 
 
 def refusal_differences(base: PromptTable, tables: Sequence[PromptTable], *, seed: int) -> dict[str, dict[str, Any]]:

@@ -71,6 +71,16 @@ def test_refusals_are_compared_by_kind() -> None:
     assert difference["benign"]["mean"] == 0.0
 
 
+def test_differences_by_kind_worked_example() -> None:
+    """Adversarial prompts 0 and 2: +1 and +3, mean 2; benign prompts 1 and 3: -1, and one without a score."""
+    result = compare(evaluated([1.0, 2.0, 1.0, None]), {"m": [evaluated([2.0, 1.0, 4.0, 5.0])]})
+    by_kind = result["methods"]["m"]["paired_by_kind"]
+    assert list(by_kind) == ["adversarial", "benign"]
+    assert by_kind["adversarial"]["politeness"] == {"mean": 2.0, "ci95": [1.0, 3.0], "n": 2}
+    assert by_kind["benign"]["politeness"] == {"mean": -1.0, "ci95": [-1.0, -1.0], "n": 1}
+    assert by_kind["benign"]["combined"] == by_kind["benign"]["politeness"]
+
+
 def test_other_prompts_are_refused_naming_the_first() -> None:
     base = evaluated([1.0, 1.0])
     with pytest.raises(ConfigError, match="prompt 2 of m is 'other', of the base 'prompt 1'"):
