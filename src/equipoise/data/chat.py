@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from equipoise.data.problems import shown
-from equipoise.data.records import Messages, Prompt
+from equipoise.data.records import Messages, PairRecord, Prompt
 from equipoise.errors import ConfigError, DataError
 
 PromptFormat = Literal["auto", "chat", "text"]
@@ -152,11 +152,60 @@ def encode_demonstration(
         raise DataError(f"nothing fits: {allowed} tokens allowed for prompt and response; allow more (max_length)")
     least = min(len(prompt_ids), max(1, allowed // 4))
     completion_ids = completion_ids[: allowed - least]
-    room = allowed - len(completion_ids)
-    if room < len(prompt_ids):
-        has_bos = prompt_ids[0] == tokenizer.bos_token_id and room > 1
-        prompt_ids = prompt_ids[:1] + prompt_ids[1 - room :] if has_bos else prompt_ids[-room:]
-    return prompt_ids, completion_ids
+    return _cut_left(tokenizer, prompt_ids, allowed - len(completion_ids)), completion_ids
+
+
+def encode_pair(
+    tokenizer: Any,
+    record: PairRecord,
+    *,
+    prompt_format: PromptFormat = "auto",
+    max_length: int | None = None,
+    counter: TruncationCounter | None = None,
+    end_ids: Sequence[int] | None = None,
+) -> tuple[list[int], list[int], list[int]]:
+    """`(prompt_ids, chosen_ids, rejected_ids)`, both responses behind the same prompt and ended by `end_ids`.
+
+    Responses are encoded alone, as in `encode_demonstration`; one that its record calls truncated gets no end. Where
+    prompt and longer response exceed `max_length`, the prompt is cut from the left to what the longer response leaves.
+    A rejected response may push the prompt down to a quarter of the room only, then it is cut from the right, without
+    its end; the chosen one is never cut. `counter` counts each such pair once.
+
+    Raises DataError where the chosen response leaves no room for a token of the prompt, and where the two responses
+    become the same tokens; else as `encode_prompt`.
+    """
+    prompt_ids = encode_prompt(tokenizer, record.prompt, prompt_format=prompt_format)
+    if end_ids is None:
+        end_ids = completion_end_ids(tokenizer, chat=uses_chat(tokenizer, record.prompt, prompt_format))
+    chosen_ids = _plain_ids(tokenizer, record.chosen) + ([] if record.chosen_truncated else list(end_ids))
+    rejected_ids = _plain_ids(tokenizer, record.rejected) + ([] if record.rejected_truncated else list(end_ids))
+    length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
+    allowed = length if max_length is None else max_length
+    if counter is not None:
+        counter.add(length, allowed)
+    if length > allowed:
+        if len(chosen_ids) + 1 > allowed:
+            raise DataError(
+                f"`chosen` has {len(chosen_ids)} tokens, and with one of the prompt only {allowed} are allowed: half of "
+                "a preferred response teaches nothing; allow more (max_length), or leave the row out"
+            )
+        least = min(len(prompt_ids), max(1, allowed // 4))
+        rejected_ids = rejected_ids[: max(len(chosen_ids), allowed - least)]
+        prompt_ids = _cut_left(tokenizer, prompt_ids, allowed - max(len(chosen_ids), len(rejected_ids)))
+    if not chosen_ids or not rejected_ids or chosen_ids == rejected_ids:
+        raise DataError(
+            f"`chosen` and `rejected` are the same {len(chosen_ids)} tokens, or one has none: {shown(record.chosen)} "
+            f"and {shown(record.rejected)}; leave the row out"
+        )
+    return prompt_ids, chosen_ids, rejected_ids
+
+
+def _cut_left(tokenizer: Any, prompt_ids: list[int], room: int) -> list[int]:
+    """The last `room` tokens of a prompt, a leading BOS kept."""
+    if room >= len(prompt_ids):
+        return prompt_ids
+    has_bos = prompt_ids[0] == tokenizer.bos_token_id and room > 1
+    return prompt_ids[:1] + prompt_ids[1 - room :] if has_bos else prompt_ids[-room:]
 
 
 def completion_end_ids(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -21,6 +22,7 @@ from equipoise.data.records import (
     ScoredRecord,
 )
 
+_LOOKS_LIKE_MESSAGES = re.compile(r'\s*\[\s*\{\s*["\'](role|content)["\']')
 _SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
 _USUAL_NAMES = {
     "prompt": ("question", "instruction", "input", "query", "context", "messages", "text"),
@@ -69,10 +71,10 @@ class _Checker:
             return ""
         return self._messages(value)
 
-    def _messages(self, value: list[Any]) -> list[dict[str, str]]:
+    def _messages(self, value: list[Any], field: str = "prompt") -> list[dict[str, str]]:
         messages: list[dict[str, str]] = []
         for index, message in enumerate(value):
-            name = f"prompt[{index}]"
+            name = f"{field}[{index}]"
             if not isinstance(message, dict) or not isinstance(message.get("content"), str):
                 self.problem(f'`{name}` must be {{"role": ..., "content": text}}, found {shown(message)}')
             elif message.get("role") not in ROLES:
@@ -104,6 +106,87 @@ class _Checker:
         if value is not None:
             self.problem(f"`{name}` must be a text, found {shown(value)}")
         return ""
+
+    def truncated(self, side: str) -> bool:
+        """Whether a side of a pair was cut: `chosen_truncated`, `rejected_truncated`; absent means no."""
+        value = self.fields.get(f"{side}_truncated")
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        self.problem(f"`{side}_truncated` must be true or false, found {shown(value)}")
+        return False
+
+    def pair(self) -> tuple[Prompt, str, str]:
+        """Prompt, chosen and rejected of a preference pair, from any of the forms that `load_pairs` takes."""
+        sides = {name: self.required(name) for name in ("chosen", "rejected")}
+        if any(side is None for side in sides.values()):
+            return "", "", ""
+        replies = {name: self._side(name, value) for name, value in sides.items()}
+        if not self.good:
+            return "", "", ""
+        before = {name: history for name, (history, _) in replies.items() if history is not None}
+        prompt = self._prompt_of_pair(before, has_text_sides=len(before) < 2)
+        chosen, rejected = (reply for _, reply in replies.values())
+        if self.good:
+            self._two_different_replies(chosen, rejected)
+        return prompt, chosen, rejected
+
+    def _two_different_replies(self, chosen: str, rejected: str) -> None:
+        for name, reply in (("chosen", chosen), ("rejected", rejected)):
+            if not reply.strip():
+                self.problem(f"`{name}` is empty; a pair needs two responses, leave the row out")
+        if chosen.strip() and chosen.strip() == rejected.strip():
+            self.problem(
+                f"`chosen` and `rejected` are the same, {shown(chosen)}: nothing is preferred; leave the row out"
+            )
+
+    def _side(self, name: str, value: Any) -> tuple[list[Any] | None, str]:
+        """What stands before the last reply (None for a text or a lone reply), and the reply."""
+        if isinstance(value, str):
+            if _LOOKS_LIKE_MESSAGES.match(value):
+                self.problem(
+                    f"`{name}` is a text that holds messages, {shown(value)}; write them as a list, not as a string"
+                )
+            return None, self._text(name, value)
+        if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+            self.problem(f"`{name}` must be a text or a list of messages, found {shown(value)}")
+            return None, ""
+        # Columnar formats fill keys that other rows have with null.
+        *history, last = [{key: part for key, part in message.items() if part is not None} for message in value]
+        if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+            self.problem(
+                f"`{name}` must end with the reply to compare, a message of the assistant, found {shown(last)}"
+            )
+            return None, ""
+        return history or None, self._text(f"{name}[{len(history)}].content", last["content"])
+
+    def _prompt_of_pair(self, histories: dict[str, list[Any]], *, has_text_sides: bool) -> Prompt:
+        """The prompt as given, or the part that two whole conversations share."""
+        given = self.fields.get("prompt")
+        if given is None and has_text_sides:
+            self.problem(
+                "field `prompt` is missing, and it can be taken from `chosen` and `rejected` only where both are whole "
+                "conversations (lists of messages), not texts or lone replies; add `prompt`"
+            )
+            return ""
+        if given is None:
+            chosen, rejected = histories["chosen"], histories["rejected"]
+            shared = next((i for i, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), None)
+            if shared is not None or len(chosen) != len(rejected):
+                at = min(len(chosen), len(rejected)) if shared is None else shared
+                self.problem(
+                    f"the conversations `chosen` ({len(chosen) + 1} messages) and `rejected` ({len(rejected) + 1}) "
+                    f"differ from message {at} on; they must share everything before the last reply, their prompt"
+                )
+                return ""
+            return self._messages(chosen, "chosen")
+        prompt = self.prompt()
+        for name, history in histories.items():
+            if self.good and _as_messages(prompt) != history:
+                self.problem(
+                    f"what stands before the reply in `{name}` is not `prompt`: {shown(history)} against "
+                    f"{shown(prompt)}; give the reply alone, or the same messages in both"
+                )
+        return prompt
 
     def optional_text(self, name: str) -> str | None:
         value = self.fields.get(name)
@@ -159,6 +242,10 @@ class _Checker:
         return number
 
 
+def _as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
 def _usual_name(name: str, found: Sequence[str]) -> str:
     usual = [other for other in _USUAL_NAMES.get(name, ()) if other in found]
     return f" (did you mean {usual[0]!r}?)" if usual else ""
@@ -197,15 +284,18 @@ def scored_record(row: Row, problems: Problems) -> ScoredRecord | None:
 def pair_record(row: Row, problems: Problems) -> PairRecord | None:
     """The row as a preference pair, or None with its problems noted."""
     check = _Checker(row, problems)
+    prompt, chosen, rejected = check.pair()
     record = PairRecord(
-        prompt=check.prompt(),
-        chosen=check.response("chosen"),
-        rejected=check.response("rejected"),
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
         kind=check.kind(),
         source=check.optional_text("source"),
         row=row.location.number,
         location=str(row.location),
         split=check.split(),
+        chosen_truncated=check.truncated("chosen"),
+        rejected_truncated=check.truncated("rejected"),
     )
     return record if check.good else None
 

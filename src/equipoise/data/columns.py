@@ -14,6 +14,7 @@ Columns = Mapping[str, str | Mapping[str, str]]
 
 MAPPABLE = ("prompt", "response", "scores", "chosen", "rejected", "kind", "category", "source", "split")
 _OPTIONAL_TEXTS = ("kind", "category", "source", "split")
+_MAY_BE_MESSAGES = ("prompt", "chosen", "rejected")
 _FLAT_SCORE = re.compile(r"scores?[./](.+)", re.DOTALL)
 _MESSAGES_AS_TEXT = re.compile(r'\s*\[\s*\{\s*"(role|content)"')
 
@@ -70,9 +71,10 @@ def renamed(raw: dict[str, Any], columns: Columns, file_format: str | None) -> d
     scores = _collected_scores(raw, fields.get("scores"), columns.get("scores"), file_format)
     if scores is not None:
         fields["scores"] = scores
-    prompt = fields.get("prompt")
-    if file_format in (".csv", ".parquet") and isinstance(prompt, str) and _MESSAGES_AS_TEXT.match(prompt):
-        fields["prompt"] = _parsed_cell("prompt", prompt)
+    if file_format in (".csv", ".parquet"):
+        for name in _MAY_BE_MESSAGES:
+            if isinstance(fields.get(name), str) and _MESSAGES_AS_TEXT.match(fields[name]):
+                fields[name] = _parsed_cell(name, fields[name])
     return _typed(fields) if file_format == ".csv" else fields
 
 

@@ -30,7 +30,11 @@ def load_prompts(source: Sources, *, columns: Columns | None = None, limit: int 
 
 
 def load_pairs(source: Sources, *, columns: Columns | None = None, limit: int | None = None) -> list[PairRecord]:
-    """Preference pairs: `prompt`, `chosen`, `rejected`. Sources and errors as in `load_prompts`."""
+    """Preference pairs: `prompt`, `chosen`, `rejected`. Sources and errors as in `load_prompts`.
+
+    `chosen` and `rejected` are texts, lists of one assistant message, or whole conversations. Whole conversations may
+    come without `prompt`: it is then what they share before the last reply. Sides that are empty or equal are errors.
+    """
     return _load(source, pair_record, columns, limit)
 
 

@@ -40,7 +40,10 @@ class ScoredRecord:
 
 @dataclass(frozen=True, slots=True)
 class PairRecord:
-    """Two responses to a prompt, the first preferred."""
+    """Two responses to a prompt, the first preferred.
+
+    `chosen_truncated`, `rejected_truncated`: the response was cut at the longest length, so no EOS stands behind it.
+    """
 
     prompt: Prompt
     chosen: str
@@ -50,6 +53,8 @@ class PairRecord:
     row: int = 0
     location: str = ""
     split: str | None = None
+    chosen_truncated: bool = False
+    rejected_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
