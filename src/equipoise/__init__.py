@@ -24,6 +24,7 @@ _HOMES = {
     "load_prompts": "equipoise.data",
     "load_recipe": "equipoise.config",
     "score_rollout": "equipoise.rollout.scorers",
+    "train_dpo": "equipoise.algorithms.dpo",
     "train_grpo": "equipoise.algorithms.grpo",
     "train_reward": "equipoise.algorithms.reward_regression",
     "train_sft": "equipoise.algorithms.sft",
@@ -43,6 +44,7 @@ __all__ = [
     "load_prompts",
     "load_recipe",
     "score_rollout",
+    "train_dpo",
     "train_grpo",
     "train_reward",
     "train_sft",
@@ -60,6 +62,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from equipoise.algorithms.dpo import train_dpo
     from equipoise.algorithms.grpo import train_grpo
     from equipoise.algorithms.reward_regression import train_reward
     from equipoise.algorithms.run import Run

@@ -120,7 +120,7 @@ def _update(
     def loss_of(part: list[EncodedDemonstration]) -> Tensor:
         nonlocal summed
         # A process without rows left still takes part in the collective passes, with nothing to learn.
-        ids, mask, completion_mask = _collate(policy, part or own[:1] or rows[:1])
+        ids, mask, completion_mask = collate(policy, part or own[:1] or rows[:1])
         if not part:
             completion_mask = torch.zeros_like(completion_mask)
         logprobs_BT = policy.wrapped(ids, mask, completion_mask).logprobs_BT  # type: ignore[misc]
@@ -144,14 +144,14 @@ def _validation_loss(policy: Policy, rows: list[EncodedDemonstration], config: S
     with torch.no_grad():
         for part in micro_batches(len(own), config.micro_batch_size or config.batch_size):
             if own[part]:
-                ids, mask, completion_mask = _collate(policy, own[part])
+                ids, mask, completion_mask = collate(policy, own[part])
                 summed -= float(policy.module(ids, mask, completion_mask).logprobs_BT.sum())
                 tokens += float(completion_mask.sum())
     totals = run.totals({"summed": summed, "tokens": tokens})
     return totals["summed"] / totals["tokens"]
 
 
-def _collate(policy: Policy, rows: list[EncodedDemonstration]) -> tuple[Tensor, Tensor, Tensor]:
+def collate(policy: Policy, rows: list[EncodedDemonstration]) -> tuple[Tensor, Tensor, Tensor]:
     """ids_BL, mask_BL and completion_mask_BT: prompts padded on the left, responses on the right."""
     prompt_ids, prompt_mask = pad_left([row.prompt_ids for row in rows], policy.pad_id)
     completion_ids, completion_mask = pad_right([row.completion_ids for row in rows], policy.pad_id)

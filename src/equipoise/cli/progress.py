@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
-SHOWN = ("loss", "reward/combined", "kl", "validation/loss", "evaluation/combined")
+SHOWN = ("loss", "reward/combined", "kl", "dpo/accuracy", "validation/loss", "evaluation/combined")
 
 
 @contextmanager

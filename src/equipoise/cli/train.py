@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 
+from equipoise.algorithms.dpo import train_dpo
 from equipoise.algorithms.grpo import train_grpo
 from equipoise.algorithms.grpo_signal import Objectives
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import train_sft
 from equipoise.cli.progress import TrainingProgress
-from equipoise.config import AnyRecipe, GRPOConfig, RewardConfig, SFTConfig, load_recipe
-from equipoise.data import load_demonstrations, load_prompts
+from equipoise.config import AnyRecipe, DPOConfig, GRPOConfig, RewardConfig, SFTConfig, load_recipe
+from equipoise.data import load_demonstrations, load_pairs, load_prompts
 from equipoise.errors import ConfigError
 from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout.scorers import build_scorers
@@ -107,10 +108,34 @@ def _train_grpo(config: GRPOConfig, run: Run) -> None:
         train_grpo(policy, scorers, prompts, config, run, evaluate=evaluate)
 
 
+def _train_dpo(config: DPOConfig, run: Run) -> None:
+    pairs = load_pairs(config.data)
+    held_out = load_prompts(config.evaluation.prompts) if config.evaluation else []
+    scorers = build_scorers(config.scorers)  # before a large model is loaded
+    policy = load_policy(config.policy, trainable=True, seed=config.seed, device=run.accelerator.device)
+    _announce(policy, run)
+    evaluate = None
+    if config.evaluation is not None:
+        from equipoise.evaluation import make_evaluation_callback
+
+        evaluate = make_evaluation_callback(
+            policy,
+            held_out,
+            scorers,
+            config.objective_weights,
+            config.evaluation,
+            config.seed,
+            max_prompt_tokens=config.max_length,
+        )
+    with TrainingProgress(run):
+        train_dpo(policy, pairs, config, run, evaluate=evaluate)
+
+
 TRAINERS: dict[type[AnyRecipe], Callable[[Any, Run], None]] = {
     SFTConfig: _train_sft,
     RewardConfig: _train_reward,
     GRPOConfig: _train_grpo,
+    DPOConfig: _train_dpo,
 }
 
 

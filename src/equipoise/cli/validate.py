@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.algorithms.grpo_signal import Objectives
-from equipoise.config import AnyRecipe, GRPOConfig, RewardConfig, SFTConfig, load_recipe
-from equipoise.data import load_demonstrations, load_prompts, load_scored, validate_data
+from equipoise.config import AnyRecipe, DPOConfig, GRPOConfig, RewardConfig, SFTConfig, load_recipe
+from equipoise.data import load_demonstrations, load_pairs, load_prompts, load_scored, validate_data
 from equipoise.models.loading import is_adapter, load_config
-from equipoise.rollout.scorers import build_scorers
+from equipoise.rollout.scorers import all_aspects, build_scorers
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -52,6 +52,14 @@ def _grpo(config: Any) -> list[str]:
     return lines
 
 
+def _dpo(config: Any) -> list[str]:
+    lines = [_model(config.policy.model), f"{len(load_pairs(config.data))} preference pairs"]
+    if config.evaluation is not None:
+        aspects = ", ".join(aspect.name for aspect in all_aspects(build_scorers(config.scorers)))
+        lines.append(f"{len(load_prompts(config.evaluation.prompts))} prompts held out, scored on {aspects}")
+    return lines
+
+
 def _model(name: str) -> str:
     """Reads the configuration only: no weights are loaded."""
     if is_adapter(name):
@@ -59,4 +67,4 @@ def _model(name: str) -> str:
     return f"model {name}: {load_config(name).model_type}"
 
 
-CHECKS: dict[type[AnyRecipe], Any] = {SFTConfig: _sft, RewardConfig: _reward, GRPOConfig: _grpo}
+CHECKS: dict[type[AnyRecipe], Any] = {SFTConfig: _sft, RewardConfig: _reward, GRPOConfig: _grpo, DPOConfig: _dpo}

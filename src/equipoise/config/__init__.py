@@ -3,11 +3,15 @@
 from equipoise.config.loading import apply_override, changed_keys, load_recipe, recipe_from_mapping, resolved
 from equipoise.config.recipes import (
     RECIPES,
+    AdaptiveKLConfig,
     AnyRecipe,
     BackboneConfig,
     CombineConfig,
+    CriticConfig,
+    DPOConfig,
     GRPOConfig,
     InputFormatConfig,
+    PPOConfig,
     RewardConfig,
     SFTConfig,
 )
@@ -27,11 +31,14 @@ from equipoise.config.schema import (
 
 __all__ = [
     "RECIPES",
+    "AdaptiveKLConfig",
     "AnyRecipe",
     "AspectConfig",
     "BackboneConfig",
     "CheckpointConfig",
     "CombineConfig",
+    "CriticConfig",
+    "DPOConfig",
     "DataConfig",
     "GRPOConfig",
     "InLoopEvaluationConfig",
@@ -39,6 +46,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PPOConfig",
     "Recipe",
     "RewardConfig",
     "SFTConfig",

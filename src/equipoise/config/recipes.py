@@ -139,9 +139,15 @@ class GRPOConfig(Recipe):
     max_prompt_tokens: int = Field(default=512, ge=1, description="Longer prompts are cut from the left and counted.")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How completions are drawn.")
     beta: float = Field(default=0.04, ge=0, description="Weight of the KL term; 0 computes no reference.")
+    kl_in: Literal["loss", "reward"] = Field(
+        default="loss",
+        description="loss: a term of every token; reward: beta times the completion's summed k1 is taken off its "
+        "reward (RLOO), with combine.method weighted_sum.",
+    )
     kl_loss: Literal["k3_weighted", "k3", "k2"] = Field(
         default="k3_weighted",
-        description="k3_weighted: gradient of KL(policy||reference); k3: the paper's, KL(reference||policy); k2.",
+        description="With kl_in loss. k3_weighted: gradient of KL(policy||reference); k3: the paper's, "
+        "KL(reference||policy); k2.",
     )
     epsilon: float = Field(default=0.2, gt=0, lt=1, description="Clip range of the ratio, below (and above).")
     epsilon_high: float | None = Field(default=None, gt=0, description="Clip range above, if another (clip-higher).")
@@ -157,9 +163,10 @@ class GRPOConfig(Recipe):
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="Completions per forward pass; changes memory, not the result."
     )
-    scale: Literal["std", "none", "batch"] = Field(
+    scale: Literal["std", "none", "batch", "leave_one_out"] = Field(
         default="std",
-        description="What centred rewards are divided by in `weighted_sum`: group std, nothing, batch std.",
+        description="What centred rewards are divided by in `weighted_sum`: group std, nothing, batch std; "
+        "leave_one_out: nothing, the mean being that of the other completions (RLOO).",
     )
     zero_variance: Literal["keep", "skip"] = Field(
         default="keep",
@@ -177,28 +184,207 @@ class GRPOConfig(Recipe):
 
     @model_validator(mode="after")
     def _training_samples_the_policy_itself(self) -> GRPOConfig:
-        sampling = self.sampling
-        if sampling.top_k is not None or (sampling.top_p is not None and sampling.top_p < 1):
-            raise ValueError(
-                f"sampling.top_k ({sampling.top_k}) and sampling.top_p ({sampling.top_p}) bias the ratio in training; "
-                "remove them"
-            )
-        if sampling.temperature == 0:
-            raise ValueError("sampling.temperature 0 draws one completion G times; use a value above 0")
-        if self.num_minibatches > self.prompts_per_step:
-            raise ValueError(
-                f"num_minibatches ({self.num_minibatches}) exceeds prompts_per_step ({self.prompts_per_step})"
-            )
+        _check_online(self)
         if self.scale != "std" and self.combine.method != "weighted_sum":
             raise ValueError(f"scale {self.scale!r} applies to combine.method weighted_sum only")
-        if not any(weight > 0 for weight in self.objective_weights.values()):
-            raise ValueError("objective_weights are all 0, nothing to train for: give one above 0")
+        if self.kl_in == "reward" and self.combine.method != "weighted_sum":
+            raise ValueError("kl_in 'reward' applies to combine.method weighted_sum only: gdpo would rescale beta away")
+        if self.kl_in == "reward" and self.beta == 0:
+            raise ValueError("kl_in 'reward' with beta 0 penalises nothing; give beta a value above 0, or remove kl_in")
         return self
 
 
-AnyRecipe = SFTConfig | RewardConfig | GRPOConfig
-RECIPES: dict[str, type[SFTConfig] | type[RewardConfig] | type[GRPOConfig]] = {
+class CriticConfig(Schema):
+    """The network that predicts the score to come, token by token."""
+
+    kind: Literal["separate", "shared"] = Field(
+        default="separate",
+        description="separate: a value head on a network of its own; shared: a value head on the policy itself.",
+    )
+    model: ModelConfig | None = Field(
+        default=None,
+        description="What a separate critic starts from, with the policy's tokenizer; null: a copy of the policy.",
+    )
+    optimizer: OptimizerConfig | None = Field(
+        default=None, description="Optimizer of a separate critic; null: the same settings as the policy's."
+    )
+
+    @model_validator(mode="after")
+    def _a_shared_critic_has_nothing_of_its_own(self) -> CriticConfig:
+        if self.kind == "shared" and (self.model is not None or self.optimizer is not None):
+            raise ValueError("a shared critic is trained with the policy: remove critic.model and critic.optimizer")
+        return self
+
+
+class AdaptiveKLConfig(Schema):
+    """Proportional control of beta, so that the KL to the reference comes to a target."""
+
+    target: float = Field(gt=0, description="Nats per completion, at the sampling temperature.")
+    horizon: int = Field(
+        default=10_000, ge=1, description="Completions in which an error of 1% moves beta by 1%; at most 20% counts."
+    )
+
+
+class PPOConfig(Recipe):
+    """Proximal policy optimisation of a weighted sum of scores, with a critic."""
+
+    algorithm: Literal["ppo"] = "ppo"
+    policy: ModelConfig = Field(description="The model to align.")
+    data: DataSources = Field(description="Training prompts.")
+    scorers: Annotated[list[ScorerConfig], BeforeValidator(_always_a_list)] = Field(
+        min_length=1, description="Where scores come from; every aspect has one source."
+    )
+    objective_weights: dict[str, Weight] = Field(
+        min_length=1,
+        description="Weight by aspect name, one for every aspect the scorers give; 0 logs it only.",
+    )
+    num_steps: int = Field(ge=1, description="Steps: each samples, scores and updates.")
+    prompts_per_step: int = Field(default=64, ge=1, description="Prompts per step, over all processes.")
+    group_size: int = Field(default=1, ge=1, description="Completions per prompt.")
+    max_prompt_tokens: int = Field(default=512, ge=1, description="Longer prompts are cut from the left and counted.")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How completions are drawn.")
+    gamma: float = Field(default=1.0, gt=0, le=1, description="Discount per token.")
+    lam: float = Field(default=0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    epsilon: float = Field(default=0.2, gt=0, lt=1, description="Clip range of the ratio, below (and above).")
+    epsilon_high: float | None = Field(default=None, gt=0, description="Clip range above, if another (clip-higher).")
+    value_epsilon: float | None = Field(
+        default=0.2, gt=0, description="How far a value may move from the old one, in units of the return; null: any."
+    )
+    value_coefficient: float = Field(
+        default=0.1, gt=0, description="Weight of the value loss; for a separate critic it matters to clipping only."
+    )
+    critic: CriticConfig = Field(default_factory=CriticConfig, description="The critic.")
+    beta: float = Field(
+        default=0.05, ge=0, description="Weight of the KL penalty in each token's reward; 0 computes no reference."
+    )
+    adaptive_kl: AdaptiveKLConfig | None = Field(
+        default=None, description="Moves beta towards a target KL, starting from `beta`; null: beta stays."
+    )
+    whiten_rewards: bool = Field(
+        default=False, description="Scale the step's token rewards about their mean to standard deviation 1."
+    )
+    whiten_advantages: bool = Field(
+        default=True, description="Shift and scale the step's token advantages to mean 0 and standard deviation 1."
+    )
+    num_epochs: int = Field(default=4, ge=1, description="Passes over each rollout.")
+    num_minibatches: int = Field(
+        default=1, ge=1, description="Optimizer steps per pass; groups of one prompt stay together."
+    )
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Completions per forward pass; changes memory, not the result."
+    )
+    truncation: Literal["terminal", "bootstrap"] = Field(
+        default="terminal",
+        description="At the end of a completion cut at max_tokens. terminal: its score, as for any other; bootstrap: "
+        "the critic's value of going on instead of the score, as it is not finished.",
+    )
+    mask_truncated: bool = Field(
+        default=False,
+        description="Leave completions cut at max_tokens out of the losses, their normaliser and the whitening.",
+    )
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-6), description="Optimizer of the policy."
+    )
+    evaluation: InLoopEvaluationConfig | None = Field(default=None, description="In-loop evaluation.")
+    completions_every: int = Field(default=1, ge=1, description="Steps between completions/step_*.parquet files.")
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> PPOConfig:
+        _check_online(self)
+        if self.adaptive_kl is not None:
+            if self.beta == 0:
+                raise ValueError("adaptive_kl multiplies beta, which is 0: give beta a value above 0 to start from")
+            completions = self.prompts_per_step * self.group_size
+            if self.adaptive_kl.horizon <= 0.2 * completions:
+                raise ValueError(
+                    f"adaptive_kl.horizon ({self.adaptive_kl.horizon}) is too short for {completions} completions a "
+                    f"step, beta could turn negative: use one above {0.2 * completions:g}"
+                )
+        return self
+
+
+def _check_online(config: GRPOConfig | PPOConfig) -> None:
+    """What holds wherever a policy is trained on completions it samples itself."""
+    sampling = config.sampling
+    if sampling.top_k is not None or (sampling.top_p is not None and sampling.top_p < 1):
+        raise ValueError(
+            f"sampling.top_k ({sampling.top_k}) and sampling.top_p ({sampling.top_p}) bias the ratio in training; "
+            "remove them"
+        )
+    if sampling.temperature == 0:
+        raise ValueError("sampling.temperature 0 draws one completion G times; use a value above 0")
+    if config.num_minibatches > config.prompts_per_step:
+        raise ValueError(
+            f"num_minibatches ({config.num_minibatches}) exceeds prompts_per_step ({config.prompts_per_step})"
+        )
+    if not any(weight > 0 for weight in config.objective_weights.values()):
+        raise ValueError("objective_weights are all 0, nothing to train for: give one above 0")
+
+
+class DPOConfig(Recipe):
+    """Direct preference optimisation on pairs of responses."""
+
+    algorithm: Literal["dpo"] = "dpo"
+    policy: ModelConfig = Field(description="The model to align; what it is at the start is the reference.")
+    data: DataSources = Field(description="Preference pairs: prompt, chosen and rejected.")
+    validation_fraction: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the pairs, by prompt, held out for validation; 0: none."
+    )
+    max_length: int = Field(
+        default=1024,
+        ge=2,
+        description="Longest prompt plus response in tokens; prompts are cut from the left, for both sides alike.",
+    )
+    beta: float = Field(
+        default=0.1, gt=0, description="How strongly the policy is held to the reference; tau of IPO, per token."
+    )
+    kind: Literal["sigmoid", "ipo"] = Field(
+        default="sigmoid", description="sigmoid: DPO, on summed log-probabilities; ipo: on means over tokens."
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Share of labels taken to be wrong (conservative DPO); sigmoid only."
+    )
+    sft_coefficient: float = Field(
+        default=0.0, ge=0, description="Weight of the chosen response's mean token loss, added to the loss (RPO)."
+    )
+    num_epochs: int = Field(default=1, ge=1, description="Passes over the data.")
+    batch_size: int = Field(default=16, ge=1, description="Pairs per optimizer step, over all processes.")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Pairs (two responses each) per forward pass; changes memory, not the result."
+    )
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-6), description="Optimizer."
+    )
+    evaluate_every: int = Field(default=100, ge=1, description="Steps between validations on held-out pairs.")
+    evaluation: InLoopEvaluationConfig | None = Field(
+        default=None, description="In-loop evaluation: held-out prompts, sampled and scored by `scorers`."
+    )
+    scorers: Annotated[list[ScorerConfig], BeforeValidator(_always_a_list)] = Field(
+        default_factory=list, description="Where the scores of `evaluation` come from; training uses none."
+    )
+    objective_weights: dict[str, Weight] | None = Field(
+        default=None, description="Weights of `evaluation`'s combined score, by aspect; null: all the same."
+    )
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> DPOConfig:
+        if self.kind == "ipo" and self.label_smoothing:
+            raise ValueError(f"label_smoothing ({self.label_smoothing}) applies to kind sigmoid only; remove it")
+        if self.evaluation is not None and not self.scorers:
+            raise ValueError("evaluation needs `scorers` to score what is sampled; add one, or remove `evaluation`")
+        if self.evaluation is None and (self.scorers or self.objective_weights is not None):
+            raise ValueError(
+                "scorers and objective_weights are for `evaluation` only, which is missing: DPO trains on pairs; "
+                "add it, or remove them"
+            )
+        return self
+
+
+AnyRecipe = SFTConfig | RewardConfig | GRPOConfig | PPOConfig | DPOConfig
+RECIPES: dict[str, type[SFTConfig] | type[RewardConfig] | type[GRPOConfig] | type[PPOConfig] | type[DPOConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "grpo": GRPOConfig,
+    "ppo": PPOConfig,
+    "dpo": DPOConfig,
 }

@@ -186,8 +186,8 @@ def encode_pair(
     if length > allowed:
         if len(chosen_ids) + 1 > allowed:
             raise DataError(
-                f"`chosen` has {len(chosen_ids)} tokens, and with one of the prompt only {allowed} are allowed: half of "
-                "a preferred response teaches nothing; allow more (max_length), or leave the row out"
+                f"`chosen` has {len(chosen_ids)} tokens, and with one of the prompt {allowed} are allowed: half of "
+                "a preferred response teaches little; allow more (max_length) or leave the row out"
             )
         least = min(len(prompt_ids), max(1, allowed // 4))
         rejected_ids = rejected_ids[: max(len(chosen_ids), allowed - least)]
