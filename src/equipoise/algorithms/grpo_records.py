@@ -22,9 +22,22 @@ def step_metrics(
     rollout: Rollout, scores_BK: Tensor, signal: Signal, objectives: Objectives, run: Run
 ) -> dict[str, Any]:
     """Reward, advantage and length statistics over all processes; docs/algorithms/grpo.md defines each."""
+    metrics = completion_metrics(rollout, scores_BK, signal, objectives, run)
+    advantages = run.gathered(signal.advantages_B)
+    shares = variance_shares(run.gathered(signal.contributions_BK))
+    for name, share in zip(signal.contributors, shares.tolist(), strict=True):
+        metrics[f"advantage/{name}/variance_share"] = share
+    if signal.kl_penalty is not None:
+        metrics["reward/kl_penalty"] = signal.kl_penalty
+    return metrics | {"advantage/std": float(advantages.std()) if len(advantages) > 1 else 0.0}
+
+
+def completion_metrics(
+    rollout: Rollout, scores_BK: Tensor, signal: Signal, objectives: Objectives, run: Run
+) -> dict[str, Any]:
+    """What is said of completions and their scores whatever is made of them, over all processes."""
     scores = run.gathered(scores_BK)
     combined = run.gathered(signal.combined_B)
-    advantages = run.gathered(signal.advantages_B)
     truncated = run.gathered(rollout.truncated_B.double())
     lengths = signal.all_lengths.double()
     metrics: dict[str, Any] = {}
@@ -35,13 +48,9 @@ def step_metrics(
         metrics[f"reward/{name}/std"] = float(scored.std()) if len(scored) > 1 else None
         metrics[f"reward/{name}/missing"] = float(column.isnan().double().mean())
     complete = combined[~combined.isnan()]
-    shares = variance_shares(run.gathered(signal.contributions_BK))
-    for name, share in zip(objectives.names, shares.tolist(), strict=True):
-        metrics[f"advantage/{name}/variance_share"] = share
     return metrics | {
         "reward/combined": float(complete.mean()) if len(complete) else None,
         "reward/unscored": int(scores.isnan().all(dim=1).sum()),
-        "advantage/std": float(advantages.std()) if len(advantages) > 1 else 0.0,
         "completion_length/mean": float(lengths.mean()),
         "completion_length/max": float(lengths.max()),
         "truncated_fraction": float(truncated.mean()),
@@ -67,7 +76,7 @@ def completion_columns(
         columns[f"score/{name}"] = [
             None if missing else value for value, missing in zip(column.tolist(), column.isnan().tolist(), strict=True)
         ]
-    for k, name in enumerate(objectives.names):
+    for k, name in enumerate(signal.contributors):
         columns[f"share/{name}"] = signal.contributions_BK[:, k].tolist()
     columns["advantage"] = signal.advantages_B.tolist()
     columns["finish_reason"] = list(rollout.finish_reasons)
@@ -99,11 +108,15 @@ class Watch:
         """One step of a few groups may lean to one aspect by chance: several in a row do not."""
         if int((objectives.weights_K > 0).sum()) < 2:
             return
-        shares = {name: metrics[f"advantage/{name}/variance_share"] for name in objectives.names}
+        # GRPO's advantage is a sum over aspects; PPO's is not, there it is the score that has shares.
+        of, mend = "advantage", " or use gdpo"
+        if f"advantage/{objectives.names[0]}/variance_share" not in metrics:
+            of, mend = "reward", ""
+        shares = {name: metrics[f"{of}/{name}/variance_share"] for name in objectives.names}
         largest = max(shares, key=lambda name: shares[name])
         self.dominant_steps = self.dominant_steps + 1 if shares[largest] > DOMINANT else 0
         if self.dominant_steps >= DOMINANT_STEPS:
             run.warn_once(
                 "dominant",
-                f"aspect {largest!r} makes over 80% of the advantage's variance: lower its weight or use gdpo",
+                f"aspect {largest!r} makes over 80% of the {of}'s variance: lower its weight{mend}",
             )

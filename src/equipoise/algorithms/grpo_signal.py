@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from equipoise.algorithms.run import Run
-from equipoise.config import GRPOConfig
+from equipoise.config import GRPOConfig, PPOConfig
 from equipoise.config.loading import suggest
 from equipoise.errors import ConfigError
 from equipoise.functional.advantages import zero_variance_groups
-from equipoise.functional.groups import centre_rewards, inverse_scale, spread
 from equipoise.functional.objectives import METHODS, objective_contributions
-from equipoise.functional.objectives.weighted_sum import settle_ties
 from equipoise.models.aspects import Aspect, utilities
 from equipoise.rollout.scorers import Scorer, all_aspects
 from equipoise.rollout.types import Rollout
 
-_GIVEN = ("rewards_BK", "group_ids_B", "weights_K", "delta")  # what every method of combining is called with
+_GIVEN = ("rewards_BK", "group_ids_B", "weights_K", "delta", "scale")  # arguments that have a key of their own
+KL = "kl"  # what the penalty is called beside the aspects where it is a part of the reward
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,14 @@ class Objectives:
     weights_K: Tensor  # float64, >= 0
 
     @classmethod
-    def of(cls, config: GRPOConfig, scorers: Sequence[Scorer]) -> Objectives:
+    def of(cls, config: GRPOConfig | PPOConfig, scorers: Sequence[Scorer]) -> Objectives:
         """Match weights with aspects by name. Raises ConfigError for an unknown or missing name or method."""
-        if config.combine.method not in METHODS:
-            raise ConfigError(
-                f"combine.method {config.combine.method!r} is not known"
-                f"{suggest(config.combine.method, list(METHODS))}; use one of {', '.join(METHODS)}"
-            )
-        _check_options(config)
+        if isinstance(config, GRPOConfig):
+            _check_method(config)
         aspects = all_aspects(scorers)
         names = [aspect.name for aspect in aspects]
+        if isinstance(config, GRPOConfig) and config.kl_in == "reward" and KL in names:
+            raise ConfigError(f"an aspect called {KL!r} cannot be told from the penalty of kl_in 'reward'; rename it")
         for name in config.objective_weights:
             if name not in names:
                 raise ConfigError(
@@ -63,8 +60,12 @@ class Objectives:
         return [aspect.name for aspect in self.aspects]
 
 
-def _check_options(config: GRPOConfig) -> None:
+def _check_method(config: GRPOConfig) -> None:
     method, options = config.combine.method, config.combine.options
+    if method not in METHODS:
+        raise ConfigError(
+            f"combine.method {method!r} is not known{suggest(method, list(METHODS))}; use one of {', '.join(METHODS)}"
+        )
     known = [name for name in inspect.signature(METHODS[method]).parameters if name not in _GIVEN]
     for name in options:
         if name not in known:
@@ -79,7 +80,8 @@ class Signal:
     """Advantages of a step. B counts this process's completions, N those of all processes."""
 
     advantages_B: Tensor  # float64
-    contributions_BK: Tensor  # float64; what each objective adds to the advantage, sums to it over K
+    contributions_BK: Tensor  # float64; what each contributor adds to the advantage, sums to it over K
+    contributors: list[str]  # names of its columns: the aspects, and "kl" where that is a part of the reward
     combined_B: Tensor  # float64; sum_k w_k u_k, NaN where a weighted aspect was not scored
     trained_B: Tensor  # bool; False: in neither the numerator nor the normaliser of the loss
     zero_variance_groups: int  # over all processes
@@ -87,6 +89,7 @@ class Signal:
     all_trained: Tensor  # [N] bool
     all_lengths: Tensor  # [N] completion tokens
     first_row: int  # position of this process's first completion among the N
+    kl_penalty: float | None = None  # mean over the N of beta times the summed k1, where that is a part of the reward
 
     def own_rows(self, rows: Tensor) -> Tensor:
         """Those of these global rows that lie on this process, as local indices."""
@@ -101,12 +104,33 @@ class Signal:
         return float(trained.sum())
 
 
-def make_signal(rollout: Rollout, scores_BK: Tensor, objectives: Objectives, config: GRPOConfig, run: Run) -> Signal:
-    """Advantages from native scores; statistics that look across groups see the groups of all processes."""
+def make_signal(
+    rollout: Rollout,
+    scores_BK: Tensor,
+    objectives: Objectives,
+    config: GRPOConfig,
+    run: Run,
+    *,
+    kl_B: Tensor | None = None,
+) -> Signal:
+    """Advantages from native scores; statistics that look across groups see the groups of all processes.
+
+    `kl_B`, the summed k1 of each completion, goes into the reward as one more objective: utility -kl, weight beta. A
+    completion without any score has no reward, and hence no penalty either: its advantage stays 0.
+    """
     utilities_BK = utilities(scores_BK, objectives.aspects)
-    gathered = run.gathered(utilities_BK)
+    weighted = objectives.weights_K > 0
+    combined = (utilities_BK[:, weighted] * objectives.weights_K[weighted]).sum(dim=1)
+    rewards_BK, weights_K, contributors = utilities_BK, objectives.weights_K, list(objectives.names)
+    kl_penalty = None
+    if kl_B is not None:
+        is_scored_B = ~utilities_BK[:, weighted].isnan().all(dim=1)
+        rewards_BK = torch.cat([utilities_BK, torch.where(is_scored_B, -kl_B, torch.nan)[:, None]], dim=1)
+        weights_K = torch.cat([weights_K, weights_K.new_tensor([config.beta])])
+        contributors.append(KL)
+        kl_penalty = config.beta * float(run.gathered(kl_B).mean())
     group_ids = run.gathered(rollout.group_ids_B)
-    contributions = _contributions(gathered, group_ids, objectives, config)
+    contributions = _contributions(run.gathered(rewards_BK), group_ids, weights_K, config)
     advantages = contributions.sum(dim=1)
     is_zero = zero_variance_groups(advantages, group_ids)
     truncated = run.gathered(rollout.truncated_B.long()).bool()
@@ -117,11 +141,10 @@ def make_signal(rollout: Rollout, scores_BK: Tensor, objectives: Objectives, con
         trained &= ~is_zero
     start = run.rank * len(rollout)
     own = slice(start, start + len(rollout))
-    weighted = objectives.weights_K > 0
-    combined = (utilities_BK[:, weighted] * objectives.weights_K[weighted]).sum(dim=1)
     return Signal(
         advantages_B=advantages[own],
         contributions_BK=contributions[own],
+        contributors=contributors,
         combined_B=combined,
         trained_B=trained[own],
         zero_variance_groups=len(group_ids[is_zero].unique()),
@@ -129,23 +152,14 @@ def make_signal(rollout: Rollout, scores_BK: Tensor, objectives: Objectives, con
         all_trained=trained,
         all_lengths=run.gathered(rollout.lengths_B.cpu()),
         first_row=start,
+        kl_penalty=kl_penalty,
     )
 
 
-def _contributions(utilities_NK: Tensor, group_ids: Tensor, objectives: Objectives, config: GRPOConfig) -> Tensor:
+def _contributions(rewards_NK: Tensor, group_ids: Tensor, weights_K: Tensor, config: GRPOConfig) -> Tensor:
     """What each objective adds to each advantage [N, K]; their sum over K is the advantage."""
     combine = config.combine
-    parts_NK = objective_contributions(
-        utilities_NK, group_ids, objectives.weights_K, method=combine.method, delta=combine.delta, **combine.options
+    options = dict(combine.options) | ({"scale": config.scale} if combine.method == "weighted_sum" else {})
+    return objective_contributions(
+        rewards_NK, group_ids, weights_K, method=combine.method, delta=combine.delta, **options
     )
-    if config.scale == "std":
-        return parts_NK
-    # The other scales divide the same weighted sum of centred utilities by something else.
-    rewards = centre_rewards(utilities_NK, group_ids)
-    weights_K = objectives.weights_K
-    parts_NK = settle_ties(weights_K * rewards.centred_BK, weights_K * rewards.rounding_BK)
-    if config.scale == "none":
-        return parts_NK
-    scored_N = (rewards.scored_BK & (weights_K > 0)).any(dim=1)
-    std_1 = spread(parts_NK.sum(dim=1), scored_N, torch.zeros_like(rewards.index_B), 1)
-    return parts_NK * inverse_scale(std_1, combine.delta)

@@ -15,7 +15,7 @@ from tests.grpo_twin import PlainDescent, Table, TableScorer, Twin
 from tests.toy import grpo_values, naive_logits, naive_logprobs, plain_model, toy_policy_directory, toy_rollout
 from torch import nn
 
-from equipoise.algorithms import grpo
+from equipoise.algorithms import grpo, online
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import minibatches
 from equipoise.config import GRPOConfig
@@ -100,7 +100,7 @@ def train(
         return updaters[-1]
 
     monkeypatch.setattr(grpo, "Updater", make)
-    monkeypatch.setattr(grpo, "generate", lambda *arguments, **options: rollout)
+    monkeypatch.setattr(online, "generate", lambda *arguments, **options: rollout)
     lines: list[dict[str, Any]] = []
     run = Run(out, config)
     run.listener = lines.append

@@ -70,6 +70,75 @@ def test_weighted_sum_by_hand_with_a_gap():
     assert found.tolist() == pytest.approx([-0.8, 0, 0.8], rel=1e-12)
 
 
+SCALES = ["std", "none", "batch", "leave_one_out"]
+
+
+def scaled_by_hand(rows, weights, scale, delta):
+    """The scales of `weighted_sum`, one completion and one objective at a time."""
+    size = len(rows)
+    total = [0.0] * size
+    for k in range(3):
+        for i in range(size):
+            others = [j for j in range(size) if rows[j][3] == rows[i][3] and not math.isnan(rows[j][k])]
+            if i not in others or len({rows[j][k] for j in others}) < 2:
+                continue
+            if scale == "leave_one_out":
+                others.remove(i)
+            total[i] += weights[k] * (rows[i][k] - statistics.fmean(rows[j][k] for j in others))
+    total = [0.0 if abs(value) < 1e-12 else value for value in total]
+    if scale in ("none", "leave_one_out"):
+        return total
+    result = []
+    for i in range(size):
+        members = [j for j in range(size) if scale == "batch" or rows[j][3] == rows[i][3]]
+        scored = [j for j in members if any(weights[k] > 0 and not math.isnan(rows[j][k]) for k in range(3))]
+        std = statistics.stdev(total[j] for j in scored) if len(scored) > 1 else 0.0
+        result.append(total[i] / (std + delta) if total[i] else 0.0)
+    return result
+
+
+@given(tables, weightings, st.sampled_from(SCALES), st.sampled_from([0.0, 1e-4, 0.25]))
+def test_scales_against_plain_python(rows, weights, scale, delta):
+    rewards, ids = split(rows)
+    found = combine_objectives(rewards, ids, tensor(*weights), delta=delta, scale=scale)
+    assert found.tolist() == pytest.approx(scaled_by_hand(rows, weights, scale, delta), rel=1e-6, abs=1e-9)
+
+
+def test_scales_by_hand():
+    """Group 0: 0, 3, 6, centred -3, 0, 3. Group 1: 1, 2, centred -0.5, 0.5. Weight 2.
+
+    Leave one out: 2 (0 - 4.5) = -9, 0, 9 and 2 (1 - 2) = -2, 2. All centred sums: -6, 0, 6, -1, 1: squares 74, std
+    sqrt(74 / 4).
+    """
+    arguments = tensor([0], [3], [6], [1], [2]), torch.tensor([0, 0, 0, 1, 1]), tensor(2)
+    found = {scale: combine_objectives(*arguments, delta=0, scale=scale).tolist() for scale in SCALES}
+    assert found["none"] == [-6, 0, 6, -1, 1]
+    assert found["leave_one_out"] == [-9, 0, 9, -2, 2]
+    assert found["batch"] == pytest.approx([value / math.sqrt(18.5) for value in found["none"]], rel=1e-12)
+    assert found["std"] == pytest.approx([-1, 0, 1, -math.sqrt(0.5), math.sqrt(0.5)], rel=1e-12)
+
+
+def test_leaving_one_out_of_a_group_with_gaps_and_of_one():
+    """Only what is scored is compared: 2 against 4 and 4 against 2. The one of group 7 has no other: 0."""
+    rewards = tensor([2], [NAN], [4], [9])
+    found = combine_objectives(rewards, torch.tensor([0, 0, 0, 7]), tensor(1), scale="leave_one_out")
+    assert found.tolist() == [-2, 0, 2, 0]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_settles_ties(scale):
+    """0.1 + 0.9, 0.3 + 0.7 and 0.6 + 0.4 are equal but for rounding."""
+    rewards = tensor([0.1, 0.9], [0.3, 0.7], [0.6, 0.4])
+    ids = torch.zeros(3, dtype=torch.long)
+    contributions = objective_contributions(rewards, ids, tensor(1, 1), delta=0, scale=scale)
+    assert contributions.eq(0).all()
+
+
+def test_an_unknown_scale_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown scale 'mean': choose std, none, batch or leave_one_out"):
+        combine_objectives(tensor([1]), torch.tensor([0]), tensor(1), scale="mean")
+
+
 def test_gdpo_by_hand():
     """Group 0, column 0: 0, 2: std sqrt 2, z = -+1 / sqrt 2. Column 1: 0, 100: the same z. Weights 1, 3: -+4 / sqrt 2.
 
