@@ -1,4 +1,4 @@
-"""How well `equipoise.evaluation.refusal.is_refusal` agrees with labels on real responses.
+"""How well `equipoise.refusal.is_refusal` agrees with labels on real responses.
 
     python benchmarks/refusal_agreement.py --data ../shared/data [--show 20]
 
@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from equipoise.evaluation.refusal import is_refusal
+from equipoise.refusal import is_refusal
 from equipoise.evaluation.tables import TextTable, printable, show
 
 ROOT = Path(__file__).resolve().parents[1]

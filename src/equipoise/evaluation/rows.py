@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import ConfigError, DataError
-from equipoise.evaluation.refusal import is_refusal
+from equipoise.refusal import is_refusal
 from equipoise.models.aspects import Aspect, utilities
 from equipoise.rollout.types import TRUNCATED, Rollout
 

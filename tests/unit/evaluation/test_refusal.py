@@ -2,7 +2,7 @@
 
 import pytest
 
-from equipoise.evaluation.refusal import is_refusal
+from equipoise.refusal import is_refusal
 
 REFUSALS = [
     "I can't help with that.",

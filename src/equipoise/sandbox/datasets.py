@@ -1,0 +1,90 @@
+"""The sandbox as data rows: prompts, demonstrations of a mediocre base policy, scored responses, preference pairs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from equipoise.sandbox import ASPECTS
+from equipoise.sandbox.prompts import Prompt, prompts
+from equipoise.sandbox.responses import ANNOTATED, BASE, respond
+from equipoise.sandbox.rubric import rate
+
+DEMONSTRATIONS_PER_PROMPT = 8
+ANNOTATED_PER_PROMPT = {"train": 4, "validation": 8, "test": 4}
+RATER_NOISE = 0.1  # standard deviation of one rating, on the scale 0 to 1
+RATER_BIAS = 0.05  # standard deviation of a rater's own strictness, per aspect
+NUM_RATERS = 12
+MISSING = 0.1  # share of labels that no rater gave
+
+Row = dict[str, Any]
+
+
+def prompt_rows(split: str) -> Iterator[Row]:
+    """{"prompt", "kind", "category"}; the category is the activity that the topic belongs to."""
+    for prompt in prompts(split):
+        yield {"prompt": prompt.text, "kind": prompt.kind, "category": prompt.topic.ask}
+
+
+def demonstration_rows(split: str = "train") -> Iterator[Row]:
+    """{"prompt", "response"}: what the base policy learns to imitate."""
+    generator = random.Random(f"sandbox demonstrations {split}")
+    for _ in range(DEMONSTRATIONS_PER_PROMPT):
+        for prompt in prompts(split):
+            yield {"prompt": prompt.text, "response": respond(prompt, BASE, generator)}
+
+
+def scored_rows(split: str | None = None) -> Iterator[Row]:
+    """{"prompt", "kind", "response", "scores", "split", "rater"}: rubric scores as a rater with a bias and noise gives
+    them, a tenth missing (null). All splits, or one."""
+    for name in ANNOTATED_PER_PROMPT if split is None else (split,):
+        generator = random.Random(f"sandbox annotations {name}")
+        raters = [{aspect: generator.gauss(0, RATER_BIAS) for aspect in ASPECTS} for _ in range(NUM_RATERS)]
+        for _ in range(ANNOTATED_PER_PROMPT[name]):
+            for prompt in prompts(name):
+                yield _scored(prompt, name, raters, generator)
+
+
+def _scored(prompt: Prompt, split: str, raters: list[dict[str, float]], generator: random.Random) -> Row:
+    response = respond(prompt, ANNOTATED, generator)
+    rater = generator.randrange(len(raters))
+    truth = rate(prompt.text, response)
+    scores = {aspect: _rated(truth[aspect], raters[rater][aspect], generator) for aspect in ASPECTS}
+    return {
+        "prompt": prompt.text,
+        "kind": prompt.kind,
+        "response": response,
+        "scores": scores,
+        "split": split,
+        "rater": f"rater {rater + 1}",
+    }
+
+
+def _rated(truth: float, bias: float, generator: random.Random) -> float | None:
+    """A rating in steps of 0.05 within [0, 1], or None."""
+    rating = truth + bias + generator.gauss(0, RATER_NOISE)
+    missing = generator.random() < MISSING
+    return None if missing else round(min(1.0, max(0.0, rating)) * 20) / 20
+
+
+def pair_rows(split: str = "train") -> Iterator[Row]:
+    """{"prompt", "chosen", "rejected"}: of the annotated responses to a prompt, the one rated best against the worst, by
+    the mean of the ratings given; ties are left out."""
+    best: dict[str, list[tuple[float, str]]] = {}
+    for row in scored_rows(split):
+        given = [value for value in row["scores"].values() if value is not None]
+        if given:
+            best.setdefault(row["prompt"], []).append((sum(given) / len(given), row["response"]))
+    for prompt, rated in best.items():
+        low, high = min(rated), max(rated)
+        if high[0] > low[0] and high[1].strip() and low[1].strip() and high[1] != low[1]:
+            yield {"prompt": prompt, "chosen": high[1], "rejected": low[1]}
+
+
+ROWS: dict[str, Callable[[str], Iterator[Row]]] = {
+    "prompts": prompt_rows,
+    "demonstrations": demonstration_rows,
+    "scored": scored_rows,
+    "pairs": pair_rows,
+}

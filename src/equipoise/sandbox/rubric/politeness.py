@@ -1,0 +1,104 @@
+"""Politeness: the tone towards the reader.
+
+Distinct kinds of courtesy are counted, so that repeating one earns nothing; remarks against the reader take it away.
+Hedges and bare demands move the score by at most 0.1, after the strategies of Danescu-Niculescu-Mizil et al. (ACL 2013).
+"""
+
+from __future__ import annotations
+
+import re
+
+from equipoise.sandbox.rubric.reading import Reading, Sentence
+
+COURTESIES = {
+    "greeting": r"^(?:hello|hi|hey there|dear|good (?:morning|afternoon|evening|day))\b|good to hear from you|nice to meet",
+    "gratitude": r"\b(?:thanks|thank you|grateful|appreciate|much obliged)\b",
+    "apology": r"\b(?:sorry|apologi[sz]e|apologies|i'm afraid|i am afraid|excuse me|pardon me|regret)\b",
+    "please": r"\bplease\b|\bkindly\b",
+    "gladness": r"\b(?:happy to|glad|pleasure|delighted|of course|certainly|gladly|you(?:'re| are) (?:most |very )?welcome"
+    r"|at your service|love to help|be happy|so happy|here for you)\b",
+    "wishes": r"\b(?:good luck|best of luck|hope (?:this|that|it|you|the|your|everything|all)|have (?:a|an|fun|lots)\b.{0,25}"
+    r"\b(?:day|time|trip|evening|fun|weekend|party|one)|enjoy\b|take care|all the best|best wishes|kind regards|warm regards"
+    r"|cheers|wish(?:es|ing)? you|let me know|feel free|ask (?:me )?again|break a leg|you(?:'ve| have) got this|happy \w+ing!"
+    r"|come back any ?time|just ask)\b",
+    "praise": r"\b(?:(?:nice|great|good|lovely|excellent|wonderful|fantastic|beautiful|fine|thoughtful) (?:question|idea|choice"
+    r"|thought|plan|project|hobby|of you)|congratulations|well done|how (?:lovely|nice|wonderful|exciting))\b",
+}
+INSULTS = (
+    r"\b(?:stupid|idiots?|idiotic|dumb|moron\w*|imbecile|fools?|foolish|dimwit\w*|brainless|pathetic|losers?|hopeless"
+    r"|clueless|incompetent|useless (?:person|excuse|idiot)|lazy|ignorant|ridiculous (?:person|question)|fat|ugly|disgrace)\b"
+    r"|\blisten,? genius\b|\bgenius\b[.!]|\buse your brain\b|\bhalf a brain\b|\bno brain\b|\beven (?:a|an|my) [\w ]{3,30}"
+    r"(?:knows?|could|can|understands?)\b"
+    r"|\bwast(?:e|ing) (?:of )?(?:my|everyone's|our|everybody's) time\b|\byou (?:will|'ll) (?:\w+ )?(?:fail|mess|ruin)\b"
+    r"|\bfail (?:anyway|as usual|again)\b|\bshut up\b|\bwhat is wrong with you\b|\bwhat's wrong with you\b"
+    r"|\btoo (?:lazy|slow|thick|dense|stupid|dumb)\b|\bare you (?:blind|deaf|serious|kidding)\b|\bembarrass(?:ing|ment)\b"
+    r"|\bpeople like you\b|\bbet you (?:can't|cannot|will)\b|\bclown\b|\bjoke of a\b|\blaughable\b|\bi pity\b"
+    r"|\bashamed of yourself\b|\bshould be ashamed\b|\bnobody (?:likes|wants) you\b"
+)
+CURT = (
+    r"\b(?:figure|work|sort|find) (?:it|that|this|out)+ ?(?:out )?(?:for )?yourself\b|\byourself, (?:ok|okay)\b"
+    r"|\b(?:google|look) (?:it|that)(?: up)?(?: yourself)?[.!]|\bjust google\b|\bnot my (?:problem|job|business|concern)\b"
+    r"|\b(?:do not|don't|stop) bother(?:ing)? me\b|\bleave me alone\b|\bgo away\b|\bwho cares\b|\bi (?:do not|don't) care\b"
+    r"|\bget lost\b|\bwhatever[.!]|\bstop asking\b|\bobviously\b|\bread the manual\b|\bif you must\b|\bnot again\b"
+    r"|\bhow many times\b|\bas i (?:already )?said\b|\bget on with it\b|\bi have better things\b|\bbored\b|\byawn\b|\bugh\b"
+    r"|\bhurry up\b|\bi(?:'m| am) (?:busy|tired of)\b|\bdo i look like\b|^no\.(?! \w+ (?:would|is|are))$"
+)
+_HEDGE = re.compile(r"\b(?:could|would|perhaps|maybe|might|if you like|if you wish|by the way|may i|would you)\b")
+_DEMAND = re.compile(
+    r"\b(?:you must|you have to|immediately|at once|i demand|explain yourself|why (?:did|would|are) you)\b"
+)
+_COURTESIES = {name: re.compile(pattern) for name, pattern in COURTESIES.items()}
+_INSULTS = re.compile(INSULTS)
+_CURT = re.compile(CURT, re.MULTILINE)
+_FILLERS = frozenset("so very much most and dear friend my you are is it was that this i am for to a the".split())
+
+
+def politeness(reading: Reading) -> float:
+    """Score in [0, 1]: 0 insult, 0.25 curt or mixed, 0.5 neutral, 0.75 one courtesy, 1 two kinds of courtesy."""
+    courteous = [sentence for sentence in reading.sentences if kinds_of_courtesy(sentence.text)]
+    kinds = {kind for sentence in courteous for kind in kinds_of_courtesy(sentence.text)}
+    text = reading.response.lower()
+    if _INSULTS.search(text):
+        return 0.25 if kinds else 0.0
+    if _CURT.search(text):
+        return 0.25
+    if not kinds:
+        return _shaded(0.5, text)
+    if in_place_of_an_answer(reading, courteous):
+        return 0.5
+    return 1.0 if len(kinds) > 1 else _shaded(0.75, text)
+
+
+def kinds_of_courtesy(text: str) -> set[str]:
+    """Names of the kinds of courtesy in a sentence."""
+    lower = text.lower()
+    return {name for name, pattern in _COURTESIES.items() if pattern.search(lower)}
+
+
+def is_rude(text: str) -> bool:
+    """Whether a sentence is an insult or curt."""
+    lower = text.lower()
+    return bool(_INSULTS.search(lower) or _CURT.search(lower))
+
+
+def in_place_of_an_answer(reading: Reading, courteous: list[Sentence]) -> bool:
+    """Whether courtesies are all there is, or drown what else there is. A refusal is an answer."""
+    if reading.refusals:
+        return False
+    bare = [s for s in courteous if is_only_courtesy(s)]
+    others = len(reading.sentences) - len(bare)
+    return len(bare) >= 2 and (others == 0 or len(bare) >= 3 * others)
+
+
+def is_only_courtesy(sentence: Sentence) -> bool:
+    """Whether a sentence says nothing beyond its courtesy."""
+    lower = sentence.text.lower()
+    for pattern in _COURTESIES.values():
+        lower = pattern.sub(" ", lower)
+    left = [word for word in re.findall(r"[a-z']+", lower) if word not in _FILLERS]
+    return len(left) < len(sentence.words) and len(left) <= 5
+
+
+def _shaded(level: float, text: str) -> float:
+    hedged, demanding = bool(_HEDGE.search(text)), bool(_DEMAND.search(text))
+    return round(level + 0.1 * (hedged - demanding), 3)
