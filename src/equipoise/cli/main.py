@@ -128,6 +128,16 @@ def compare(
 
 
 @app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="A quickstart, comparison, evaluation or run directory.")],
+) -> None:
+    """Write report.html, which opens in any browser without a network, and figures/*.png into a directory."""
+    from equipoise.cli.report import report_command
+
+    report_command(directory)
+
+
+@app.command()
 def validate(
     target: Annotated[str, typer.Argument(help="A recipe (.yaml) or data.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ..., for a recipe.")] = None,

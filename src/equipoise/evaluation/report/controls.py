@@ -1,0 +1,87 @@
+"""What the numbers look like where the method is absent, broken or cheated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from equipoise.evaluation.report.by_kind import differences_by_group
+from equipoise.evaluation.report.charts import Chart, StripChart
+from equipoise.evaluation.report.inputs import ReportData
+from equipoise.evaluation.report.schema import Control, Estimate
+from equipoise.evaluation.report.section import Section
+from equipoise.evaluation.report.text import joined, number, value_and_interval, verdict
+from equipoise.evaluation.rows import COMBINED
+
+MUST_NOT_IMPROVE = "shuffled_reward"
+SHOWN = 3  # transcripts of a control that are open to view; the rest is in controls.json
+
+
+def content(data: ReportData) -> dict[str, Any] | None:
+    """A card for each control: what it is, what was expected, what came out, and what it wrote."""
+    if data.controls is None or not data.controls.controls:
+        return None
+    chart = controls_chart(data)
+    groups = {group.title: group for group in chart.groups}
+    cards = [
+        {
+            "name": name,
+            "title": control.title,
+            "what": control.what,
+            "expectation": control.expectation,
+            "result": result(name, control),
+            "group": groups.get(control.title),
+            "transcripts": [
+                {**transcript.model_dump(), "scores": _scores(transcript.rubric)}
+                for transcript in control.transcripts[:SHOWN]
+            ],
+        }
+        for name, control in data.controls.controls.items()
+    ]
+    return {"cards": cards, "chart": chart, "made": data.controls}
+
+
+def _scores(rubric: dict[str, float | None]) -> list[tuple[str, str]]:
+    return [(name, number(value)) for name, value in rubric.items()]
+
+
+def result(name: str, control: Control) -> str:
+    """What came out, in a sentence computed from the differences."""
+    differences = control.paired_difference
+    if not differences:
+        return "Its scores were not compared with the base."
+    groups = {key: [a for a, d in differences.items() if a != COMBINED and verdict(d) == key] for key in ("rose", "fell")}
+    parts = [f"{joined(aspects)} {key}" for key, aspects in groups.items() if aspects]
+    said = f"Against the base, {'; '.join(parts)}." if parts else "Against the base, no aspect changed clearly."
+    combined = differences.get(COMBINED)
+    if combined is not None:
+        said += f" Combined {value_and_interval(combined, signed=True)}."
+        if name == MUST_NOT_IMPROVE:
+            said += _shuffled(combined)
+    return said
+
+
+def _shuffled(combined: Estimate) -> str:
+    if verdict(combined) == "rose":
+        return " It improved, which it must not: something other than the reward's content is being rewarded."
+    return " As it must be, there is no clear gain." if verdict(combined) != "unknown" else ""
+
+
+def controls_chart(data: ReportData) -> StripChart:
+    """A group per control, a row per aspect: paired differences to the base."""
+    assert data.controls is not None
+    groups = {
+        control.title: {"": control.paired_difference}
+        for control in data.controls.controls.values()
+        if control.paired_difference
+    }
+    return differences_by_group("controls", "Controls: change from base", groups, data)
+
+
+def charts(data: ReportData) -> list[Chart]:
+    """The differences of all controls."""
+    return [controls_chart(data)] if content(data) is not None else []
+
+
+SECTION = Section(
+    "controls", "Controls", content, "no controls were run (controls.json): nothing here shows what chance or gaming does", charts
+)

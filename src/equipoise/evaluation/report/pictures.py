@@ -1,0 +1,290 @@
+"""The report's charts as PNG files on white: one each, and overview.png for a README."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from equipoise.evaluation.report.charts import (
+    SHAPES,
+    Chart,
+    Panel,
+    PanelChart,
+    StripChart,
+    StripGroup,
+    StripRow,
+    spread,
+)
+from equipoise.evaluation.report.inputs import ReportData
+from equipoise.evaluation.report.learning import JUDGE_LABEL, PROXY_LABEL, score_panels
+from equipoise.evaluation.report.outcome import outcome_chart
+from equipoise.evaluation.report.text import number, policy_label, visible_line
+
+COLOURS = ("#6b7078", "#0a66b2", "#c0490a", "#00795a", "#a2467f", "#8a6a00")  # the page's, by series
+MARKERS = ("o", "o", "s", "D", "^", "v")
+STYLES: dict[str, dict[str, Any]] = {
+    "proxy": {"color": "#c0490a", "linestyle": (0, (4, 2)), "marker": "o", "markerfacecolor": "white"},
+    "judge": {"color": "#0a66b2", "marker": "o"},
+    "training": {"color": "#6b7078", "linewidth": 0.9},
+    "plain": {"color": "#1c1d1f", "linewidth": 0.9},
+}
+INK, SOFT, GRID = "#1c1d1f", "#5b5f66", "#e4e4e0"
+DPI = 200
+WIDTH = 8.0  # inches: 1,600 pixels
+ROW, HEADING = 0.2, 0.3  # inches of a strip and of a group's heading
+
+
+def write_figures(directory: Path, data: ReportData, charts: Sequence[Chart]) -> list[Path]:
+    """One PNG per chart and overview.png, where there is something to show; returns what was written."""
+    written = []
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes: the page has it right, the figure is not lost.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
+        for chart in charts:
+            figure = _strip_figure(chart) if isinstance(chart, StripChart) else _panel_figure(chart)
+            written.append(_save(figure, directory / f"{file_stem(chart.name)}.png"))
+        overview = overview_figure(data)
+        if overview is not None:
+            written.append(_save(overview, directory / "overview.png"))
+    return written
+
+
+def file_stem(name: str) -> str:
+    """A chart's name as a file name. Example: "learning_a/b" is "learning_a_b"."""
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "figure"
+
+
+def _new_figure(height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    FigureCanvasAgg(figure)  # drawn without a display, and without pyplot's global state
+    return figure
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=DPI, format="png")
+    temporary.replace(path)
+    return path
+
+
+def _text(axes: Any, x: float, y: float, words: str, **style: Any) -> None:
+    axes.text(x, y, visible_line(words), parse_math=False, **{"color": INK, "fontsize": 7.5, **style})
+
+
+# -- strips ------------------------------------------------------------------------------------------------------
+
+
+def _height(chart: StripChart) -> float:
+    axes_below = len(chart.groups) if _own_axes(chart) else 1
+    return sum(HEADING + ROW * len(group.rows) for group in chart.groups) + 0.25 * axes_below
+
+
+def _own_axes(chart: StripChart) -> bool:
+    return len({group.scale for group in chart.groups}) > 1
+
+
+def _strip_figure(chart: StripChart) -> Any:
+    height = _height(chart) + 0.75
+    figure = _new_figure(height)
+    heading = figure.add_axes((0, 1 - 0.5 / height, 1, 0.5 / height))
+    heading.axis("off")
+    _text(heading, 0.03, 0.55, chart.title, fontsize=10.5, fontweight="bold", va="center")
+    _text(heading, 0.97, 0.55, ", ".join(chart.columns[1:]), fontsize=7, color=SOFT, ha="right", va="center")
+    box = (0.03, 0.12 / height, 0.94, 1 - 0.7 / height)
+    _draw_strips(figure, box, chart, (0.24, 0.56 if len(chart.columns) > 2 else 0.76))
+    return figure
+
+
+def _draw_strips(figure: Any, box: tuple[float, float, float, float], chart: StripChart, columns: Any) -> None:
+    """Strips in a box of the figure (left, bottom, width, height); `columns`: where strips begin and end in it."""
+    axes = figure.add_axes(box)
+    axes.set(xlim=(0, 1), ylim=(0, _height(chart)))
+    axes.axis("off")
+    y = _height(chart)
+    for place, group in enumerate(chart.groups):
+        _text(axes, 0, y - 0.19, group.title, fontweight="bold", va="center", fontsize=8)
+        if group.note:
+            _text(axes, columns[0], y - 0.19, group.note, color=SOFT, va="center", fontsize=6.5)
+        y -= HEADING
+        _draw_group(axes, group, y, columns, chart)
+        y -= ROW * len(group.rows)
+        if _own_axes(chart) or place == len(chart.groups) - 1:
+            for tick in group.scale.ticks:
+                x = _across(group, tick, columns)
+                _text(axes, x, y - 0.1, group.scale.label(tick), color=SOFT, ha="center", va="center", fontsize=6.5)
+            y -= 0.25
+
+
+def _across(group: StripGroup, value: float, columns: Any) -> float:
+    return columns[0] + group.scale.share(value) * (columns[1] - columns[0])
+
+
+def _draw_group(axes: Any, group: StripGroup, top: float, columns: Any, chart: StripChart) -> None:
+    bottom = top - ROW * len(group.rows)
+    for tick in group.scale.ticks:
+        axes.plot([_across(group, tick, columns)] * 2, [bottom, top], color=GRID, linewidth=0.6, zorder=0)
+    if group.reference is not None:
+        place = _across(group, group.reference, columns)
+        axes.plot([place] * 2, [bottom, top], color=COLOURS[0], linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
+    for number_of, row in enumerate(group.rows):
+        y = top - ROW * (number_of + 0.5)
+        _draw_row(axes, group, row, y, columns)
+        _text(axes, 0.012, y, row.label, va="center", color=INK)
+        two = len(chart.columns) > 2
+        _text(axes, columns[1] + (0.215 if two else 0.23), y, row.text, ha="right", va="center", fontsize=7)
+        if two:
+            weight = "bold" if row.change_is_clear else "normal"
+            _text(axes, 1, y, row.change, ha="right", va="center", fontsize=7, fontweight=weight)
+
+
+def _draw_row(axes: Any, group: StripGroup, row: StripRow, y: float, columns: Any) -> None:
+    colour = COLOURS[row.series % SHAPES]
+    low, high = row.estimate.ci95
+    if low is not None and high is not None:
+        xs = [_across(group, low, columns), _across(group, high, columns)]
+        axes.plot(xs, [y, y], color=colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt", zorder=2)
+    for point in row.points:
+        axes.plot(_across(group, point, columns), y - ROW * 0.33, ".", color=colour, markersize=2.2, zorder=3)
+    if row.estimate.mean is not None:
+        face = "white" if row.series % SHAPES == 0 else colour
+        axes.plot(
+            _across(group, row.estimate.mean, columns),
+            y,
+            marker=MARKERS[row.series % SHAPES],
+            markersize=4.4,
+            markerfacecolor=face,
+            markeredgecolor=colour,
+            markeredgewidth=1.0,
+            zorder=4,
+        )
+
+
+# -- panels ------------------------------------------------------------------------------------------------------
+
+
+def _panel_figure(chart: PanelChart) -> Any:
+    columns = min(3, len(chart.panels))
+    rows = -(-len(chart.panels) // columns)
+    height = 0.75 + 1.65 * rows
+    figure = _new_figure(height)
+    heading = figure.add_axes((0, 1 - 0.5 / height, 1, 0.5 / height))
+    heading.axis("off")
+    _text(heading, 0.03, 0.55, chart.title, fontsize=10.5, fontweight="bold", va="center")
+    _legend(heading, chart.panels)
+    _draw_panels(figure, (0.03, 0.06 / height, 0.94, 1 - 0.6 / height), chart.panels, columns)
+    return figure
+
+
+def _legend(axes: Any, panels: Sequence[Panel], *, right: float = 0.97) -> None:
+    styles = {line.style for panel in panels for line in panel.lines}
+    words = {"proxy": f"○ {PROXY_LABEL}: what training sees", "judge": f"● {JUDGE_LABEL}: what it does not"}
+    if not {"proxy", "judge"} <= styles:
+        return
+    _text(axes, right, 0.72, words["proxy"], color=STYLES["proxy"]["color"], ha="right", va="center", fontsize=7)
+    _text(axes, right, 0.38, words["judge"], color=STYLES["judge"]["color"], ha="right", va="center", fontsize=7)
+
+
+def _draw_panels(figure: Any, box: tuple[float, float, float, float], panels: Sequence[Panel], columns: int) -> None:
+    """A grid of panels in a box of the figure."""
+    rows = -(-len(panels) // columns)
+    left, bottom, width, height = box
+    for place, panel in enumerate(panels):
+        column, row = place % columns, place // columns
+        cell = (width / columns, height / rows)
+        inner = (
+            left + column * cell[0] + 0.16 * cell[0],
+            bottom + (rows - 1 - row) * cell[1] + 0.17 * cell[1],
+            0.66 * cell[0],
+            0.62 * cell[1],
+        )
+        _draw_panel(figure.add_axes(inner), panel)
+
+
+def _draw_panel(axes: Any, panel: Panel) -> None:
+    axes.set_title(visible_line(panel.title), fontsize=8, fontweight="bold", loc="left", pad=5, parse_math=False)
+    axes.set_ylim(panel.y_scale.low, panel.y_scale.high)
+    axes.set_yticks(panel.y_scale.ticks, [panel.y_scale.label(tick) for tick in panel.y_scale.ticks])
+    axes.locator_params(axis="x", nbins=4)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.tick_params(labelsize=6.5, labelcolor=SOFT, length=0, pad=2)
+    for line in panel.lines:
+        style = {"linewidth": 1.3, "markersize": 2.6, **STYLES[line.style]}
+        if len(line.xs) > 40:
+            style["marker"] = ""
+        axes.plot(line.xs, line.ys, **style)
+    if panel.x_label == "step" and panel.lines:
+        axes.set_xlim(left=0, right=max(max(line.xs) for line in panel.lines))
+    axes.annotate(panel.x_label, (1, 0), (4, -9), "axes fraction", textcoords="offset points", fontsize=6.5, color=SOFT)
+    _end_labels(axes, panel)
+
+
+def _end_labels(axes: Any, panel: Panel) -> None:
+    """The last value of each curve, moved apart where they would touch."""
+    size = panel.y_scale.high - panel.y_scale.low
+    gap = size * 0.13
+    places = spread([line.ys[-1] for line in panel.lines], gap)
+    for line, place in zip(panel.lines, places, strict=True):
+        axes.annotate(
+            number(line.ys[-1], 2 if size < 20 else 0),
+            (line.xs[-1], place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            fontweight="bold",
+            color=STYLES[line.style]["color"],
+            annotation_clip=False,
+        )
+
+
+# -- overview ----------------------------------------------------------------------------------------------------
+
+
+def overview_figure(data: ReportData) -> Any | None:
+    """Before and after beside the curves of the first compared run; None without a comparison."""
+    if data.comparison is None:
+        return None
+    strips = outcome_chart(data)
+    runs = [data.runs[name] for name in data.methods if name in data.runs]
+    run = runs[0] if runs else None
+    panels = score_panels(run)[:6] if run is not None else []
+    strip_height = _height(strips)
+    height = max(strip_height + 1.05, 4.1)
+    figure = _new_figure(height)
+    split = 0.5 if panels else 0.97
+    heading = figure.add_axes((0, 1 - 0.62 / height, 1, 0.62 / height))
+    heading.axis("off")
+    _text(heading, 0.022, 0.6, "Before and after", fontsize=10.5, fontweight="bold", va="center")
+    judged = f"judged by {strips_judge(data)}; mean [95% interval], change from base"
+    _text(heading, 0.022, 0.2, judged, fontsize=7, color=SOFT, va="center")
+    box = (0.022, 1 - (0.68 + strip_height) / height, split - 0.03, strip_height / height)
+    _draw_strips(figure, box, strips, (0.14, 0.45) if panels else (0.2, 0.6))
+    if run is not None and panels:
+        title = f"During {policy_label(run.name)}"
+        _text(heading, split + 0.035, 0.6, title, fontsize=10.5, fontweight="bold", va="center")
+        words = "in-loop evaluation on held-out prompts" if _held_out(panels) else "reward on training prompts"
+        _text(heading, split + 0.035, 0.2, words, fontsize=7, color=SOFT, va="center")
+        _legend(heading, panels, right=0.985)
+        _draw_panels(figure, (split + 0.02, 0.05, 0.97 - split, 1 - 0.75 / height - 0.04), panels, 2)
+    return figure
+
+
+def _held_out(panels: Sequence[Panel]) -> bool:
+    return any(line.style in ("proxy", "judge") for panel in panels for line in panel.lines)
+
+
+def strips_judge(data: ReportData) -> str:
+    """The judge and how many prompts it judged."""
+    first = next(iter(data.evaluations.values()))
+    return f"{first.judge} on {first.num_prompts:,} test prompts"
