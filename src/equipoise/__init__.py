@@ -26,6 +26,7 @@ _HOMES = {
     "score_rollout": "equipoise.rollout.scorers",
     "train_dpo": "equipoise.algorithms.dpo",
     "train_grpo": "equipoise.algorithms.grpo",
+    "train_ppo": "equipoise.algorithms.ppo",
     "train_reward": "equipoise.algorithms.reward_regression",
     "train_sft": "equipoise.algorithms.sft",
 }
@@ -46,6 +47,7 @@ __all__ = [
     "score_rollout",
     "train_dpo",
     "train_grpo",
+    "train_ppo",
     "train_reward",
     "train_sft",
 ]
@@ -64,6 +66,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from equipoise.algorithms.dpo import train_dpo
     from equipoise.algorithms.grpo import train_grpo
+    from equipoise.algorithms.ppo import train_ppo
     from equipoise.algorithms.reward_regression import train_reward
     from equipoise.algorithms.run import Run
     from equipoise.algorithms.sft import train_sft

@@ -15,10 +15,11 @@ from accelerate import Accelerator, DistributedType
 from equipoise.algorithms.dpo import train_dpo
 from equipoise.algorithms.grpo import train_grpo
 from equipoise.algorithms.grpo_signal import Objectives
+from equipoise.algorithms.ppo import train_ppo
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import train_sft
 from equipoise.cli.progress import TrainingProgress
-from equipoise.config import AnyRecipe, DPOConfig, GRPOConfig, RewardConfig, SFTConfig, load_recipe
+from equipoise.config import AnyRecipe, DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig, load_recipe
 from equipoise.data import load_demonstrations, load_pairs, load_prompts
 from equipoise.errors import ConfigError
 from equipoise.models.policy import Policy, load_policy
@@ -77,7 +78,7 @@ def _train_reward(config: RewardConfig, run: Run) -> None:
         train_reward(config, run)
 
 
-def _train_grpo(config: GRPOConfig, run: Run) -> None:
+def _train_online(config: GRPOConfig | PPOConfig, run: Run) -> None:
     prompts = load_prompts(config.data)
     held_out = load_prompts(config.evaluation.prompts) if config.evaluation else []
     scorers = build_scorers(config.scorers)
@@ -86,6 +87,7 @@ def _train_grpo(config: GRPOConfig, run: Run) -> None:
         config.policy,
         trainable=True,
         with_reference=config.beta > 0,
+        value_head=isinstance(config, PPOConfig) and config.critic.kind == "shared",
         seed=config.seed,
         device=run.accelerator.device,
     )
@@ -105,7 +107,10 @@ def _train_grpo(config: GRPOConfig, run: Run) -> None:
             max_prompt_tokens=config.max_prompt_tokens,
         )
     with TrainingProgress(run):
-        train_grpo(policy, scorers, prompts, config, run, evaluate=evaluate)
+        if isinstance(config, PPOConfig):
+            train_ppo(policy, scorers, prompts, config, run, evaluate=evaluate)
+        else:
+            train_grpo(policy, scorers, prompts, config, run, evaluate=evaluate)
 
 
 def _train_dpo(config: DPOConfig, run: Run) -> None:
@@ -134,7 +139,8 @@ def _train_dpo(config: DPOConfig, run: Run) -> None:
 TRAINERS: dict[type[AnyRecipe], Callable[[Any, Run], None]] = {
     SFTConfig: _train_sft,
     RewardConfig: _train_reward,
-    GRPOConfig: _train_grpo,
+    GRPOConfig: _train_online,
+    PPOConfig: _train_online,
     DPOConfig: _train_dpo,
 }
 

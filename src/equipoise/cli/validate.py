@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.algorithms.grpo_signal import Objectives
-from equipoise.config import AnyRecipe, DPOConfig, GRPOConfig, RewardConfig, SFTConfig, load_recipe
+from equipoise.config import AnyRecipe, DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig, load_recipe
 from equipoise.data import load_demonstrations, load_pairs, load_prompts, load_scored, validate_data
 from equipoise.models.loading import is_adapter, load_config
 from equipoise.rollout.scorers import all_aspects, build_scorers
@@ -67,4 +67,10 @@ def _model(name: str) -> str:
     return f"model {name}: {load_config(name).model_type}"
 
 
-CHECKS: dict[type[AnyRecipe], Any] = {SFTConfig: _sft, RewardConfig: _reward, GRPOConfig: _grpo, DPOConfig: _dpo}
+CHECKS: dict[type[AnyRecipe], Any] = {
+    SFTConfig: _sft,
+    RewardConfig: _reward,
+    GRPOConfig: _grpo,
+    PPOConfig: _grpo,
+    DPOConfig: _dpo,
+}

@@ -43,8 +43,8 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., H] to [...], in float32."""
-        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
+        """[..., H] to [...], in float32 (float64 where the head is)."""
+        return at_least_float32(self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1))
 
 
 class PolicyModule(nn.Module):
@@ -193,6 +193,11 @@ class PolicyModule(nn.Module):
         options = {"position_ids": position_ids_BL} if self._takes_positions else {}
         output = self.causal(input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False, **options)
         return output.logits[:, first - 1 : -1], lambda logits: logits
+
+    def hidden_states(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Last hidden states [B, L, H] of padded rows: what a head other than the vocabulary's reads."""
+        position_ids = (mask_BL.long().cumsum(dim=1) - 1).clamp(min=0)
+        return self._hidden(ids_BL, mask_BL, position_ids, use_cache=False).last_hidden_state
 
     def next_token_logits(
         self, ids_BL: Tensor, mask_BL: Tensor, position_ids_BL: Tensor, cache: Any | None
