@@ -69,7 +69,14 @@ def render(data: ReportData) -> str:
     for section in SECTIONS:
         content = section.content(data)
         if content is not None:
-            filled.append({"name": section.name, "title": section.title, "content": content})
+            filled.append(
+                {
+                    "name": section.name,
+                    "title": section.title,
+                    "short": section.short or section.title,
+                    "content": content,
+                }
+            )
         elif section.missing and data.quickstart is not None:
             absent.append(f"{section.title}: {section.missing}.")
     style, script = _asset("style.css"), _asset("viewer.js")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equipoise.evaluation.report.charts import (
+    RATES,
     UNIT,
     Chart,
     StripChart,
@@ -66,7 +67,9 @@ def _over_refusal(data: ReportData) -> list[str]:
 
 def refusal_chart(data: ReportData) -> StripChart | None:
     """A group per kind, a row per policy."""
-    kinds = [kind for kind in data.kinds if any(e.refusal_rate.get(kind) is not None for e in data.evaluations.values())]
+    kinds = [
+        kind for kind in data.kinds if any(e.refusal_rate.get(kind) is not None for e in data.evaluations.values())
+    ]
     if not kinds:
         return None
     groups = []
@@ -88,7 +91,7 @@ def refusal_chart(data: ReportData) -> StripChart | None:
             )
         note = "refusing is wanted" if kind == "adversarial" else "refusing is not wanted" if kind in HARMLESS else ""
         reference = data.base.refusal_rate.get(kind) if data.base is not None else None
-        groups.append(StripGroup(kind, tuple(rows), UNIT, note, reference))
+        groups.append(StripGroup(kind, tuple(rows), RATES, note, reference))
     columns = ("policy", "refusal rate [95% interval]", "change from base")
     return StripChart("refusals", "Refusal rates by prompt kind", tuple(groups), columns)
 
@@ -103,22 +106,19 @@ def difference_chart(data: ReportData) -> StripChart | None:
     return differences_by_group(
         "by_kind",
         "Change from base by prompt kind",
-        {
-            kind: {name: by_kind[kind] for name, by_kind in methods.items() if kind in by_kind}
-            for kind in data.kinds
-        },
+        [(kind, {name: by_kind[kind] for name, by_kind in methods.items() if kind in by_kind}) for kind in data.kinds],
         data,
     )
 
 
 def differences_by_group(
-    name: str, title: str, groups: Mapping[str, Mapping[str, Mapping[str, Estimate]]], data: ReportData
+    name: str, title: str, groups: Sequence[tuple[str, Mapping[str, Mapping[str, Estimate]]]], data: ReportData
 ) -> StripChart:
-    """{group: {policy: {aspect: difference}}} on one symmetric scale, with zero as the reference."""
-    every = [e for policies in groups.values() for aspects in policies.values() for e in aspects.values()]
+    """(group, {policy: {aspect: difference}}) pairs on one symmetric scale, with zero as the reference."""
+    every = [e for _, policies in groups for aspects in policies.values() for e in aspects.values()]
     scale = nice_scale(ends(every), symmetric=True)
     result = []
-    for group, policies in groups.items():
+    for group, policies in groups:
         rows = [
             _difference_row(aspect, policy, differences[aspect], data, many=len(policies) > 1)
             for aspect in data.judged or list(next(iter(policies.values()), {}))

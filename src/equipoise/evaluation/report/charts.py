@@ -1,7 +1,7 @@
-"""What is drawn, before how: strips of dots with intervals, and panels of curves. Drawn as SVG here, as PNG in pictures.
+"""What is drawn, before how: strips of dots with intervals, panels of curves. As SVG here, as PNG in pictures.
 
-A strip is as wide as its cell: positions are percentages, so that text and dots keep their size on a phone. Colours come
-from the page's style by class (`s0` the base, `s1` and on the methods), so that they follow light and dark.
+A strip is as wide as its cell: positions are percentages, so that text and dots keep their size on a phone. Colours
+come from the page's style by class (`s0` the base, `s1` and on the methods), so that they follow light and dark.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Scale:
     low: float
     high: float
     ticks: tuple[float, ...]
+    percent: bool = False
 
     def share(self, value: float) -> float:
         """Where a value lies, 0 at the low end and 1 at the high one; values outside stay at the end."""
@@ -36,6 +37,8 @@ class Scale:
 
     def label(self, tick: float) -> str:
         """As many decimals as the ticks need."""
+        if self.percent:
+            return f"{number(100 * tick, 0)}%"
         step = min((b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)), default=1.0)
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         digits += 0 if abs(step * 10**digits - round(step * 10**digits)) < 1e-6 else 1
@@ -43,6 +46,7 @@ class Scale:
 
 
 UNIT = Scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+RATES = Scale(0.0, 1.0, UNIT.ticks, percent=True)
 
 
 def nice_scale(values: Sequence[float], *, symmetric: bool = False, intervals: int = 4) -> Scale:
@@ -181,9 +185,9 @@ def strip_svg(group: StripGroup, row: StripRow) -> Markup:
         )
     described = escape(f"{group.slug}, {visible_line(row.label)}: {row.text}")
     body = Markup("".join(parts))
-    return Markup(
-        '<svg class="strip s{}" width="100%" height="{}" role="img" aria-label="{}">{}</svg>'
-    ).format(row.series % SHAPES, STRIP_HEIGHT, described, body)
+    return Markup('<svg class="strip s{}" width="100%" height="{}" role="img" aria-label="{}">{}</svg>').format(
+        row.series % SHAPES, STRIP_HEIGHT, described, body
+    )
 
 
 def _marker(series: int) -> str:
@@ -243,9 +247,9 @@ def panel_svg(panel: Panel) -> Markup:
             f'<text class="end {line.style}" x="{at_x(line.xs[-1]) + 6:.1f}" y="{place + 3.8:.1f}">'
             f"{_value(panel, line.ys[-1])}</text>"
         )
-    return Markup(
-        '<svg class="panel" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
-    ).format(PANEL_WIDTH, PANEL_HEIGHT, escape(describe_panel(panel)), Markup("".join(parts)))
+    return Markup('<svg class="panel" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        PANEL_WIDTH, PANEL_HEIGHT, escape(describe_panel(panel)), Markup("".join(parts))
+    )
 
 
 def _x_scale(panel: Panel) -> Scale:
@@ -264,14 +268,16 @@ def _panel_axes(panel: Panel, x_scale: Scale, at_x, at_y) -> str:  # type: ignor
     for tick in panel.y_scale.ticks:
         y = at_y(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 5}" y="{y + 3.6:.1f}" text-anchor="end">'
-                     f"{panel.y_scale.label(tick)}</text>")
+        parts.append(
+            f'<text class="tick" x="{LEFT - 5}" y="{y + 3.6:.1f}" text-anchor="end">{panel.y_scale.label(tick)}</text>'
+        )
     for tick in x_scale.ticks:
         x = at_x(tick)
         parts.append(f'<line class="grid tickmark" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 3}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">'
-                     f"{x_scale.label(tick)}</text>")
-    parts.append(f'<text class="tick" x="{right + 6}" y="{bottom + 14}">{escape(panel.x_label)}</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{x_scale.label(tick)}</text>'
+        )
+    parts.append(f'<text class="tick" x="{right + 13}" y="{bottom + 14}">{escape(panel.x_label)}</text>')
     return "".join(parts)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from equipoise.evaluation.report.by_kind import differences_by_group
 from equipoise.evaluation.report.charts import Chart, StripChart
 from equipoise.evaluation.report.inputs import ReportData
-from equipoise.evaluation.report.schema import Control, Estimate
+from equipoise.evaluation.report.schema import Control, Controls, Estimate
 from equipoise.evaluation.report.section import Section
 from equipoise.evaluation.report.text import joined, number, value_and_interval, verdict
 from equipoise.evaluation.rows import COMBINED
@@ -21,7 +21,7 @@ def content(data: ReportData) -> dict[str, Any] | None:
     if data.controls is None or not data.controls.controls:
         return None
     chart = controls_chart(data)
-    groups = {group.title: group for group in chart.groups}
+    groups = dict(zip((name for name, _ in _compared(data.controls)), chart.groups, strict=True))
     cards = [
         {
             "name": name,
@@ -29,7 +29,7 @@ def content(data: ReportData) -> dict[str, Any] | None:
             "what": control.what,
             "expectation": control.expectation,
             "result": result(name, control),
-            "group": groups.get(control.title),
+            "group": groups.get(name),
             "transcripts": [
                 {**transcript.model_dump(), "scores": _scores(transcript.rubric)}
                 for transcript in control.transcripts[:SHOWN]
@@ -49,7 +49,9 @@ def result(name: str, control: Control) -> str:
     differences = control.paired_difference
     if not differences:
         return "Its scores were not compared with the base."
-    groups = {key: [a for a, d in differences.items() if a != COMBINED and verdict(d) == key] for key in ("rose", "fell")}
+    groups = {
+        key: [a for a, d in differences.items() if a != COMBINED and verdict(d) == key] for key in ("rose", "fell")
+    }
     parts = [f"{joined(aspects)} {key}" for key, aspects in groups.items() if aspects]
     said = f"Against the base, {'; '.join(parts)}." if parts else "Against the base, no aspect changed clearly."
     combined = differences.get(COMBINED)
@@ -66,14 +68,14 @@ def _shuffled(combined: Estimate) -> str:
     return " As it must be, there is no clear gain." if verdict(combined) != "unknown" else ""
 
 
+def _compared(controls: Controls) -> list[tuple[str, Control]]:
+    return [(name, control) for name, control in controls.controls.items() if control.paired_difference]
+
+
 def controls_chart(data: ReportData) -> StripChart:
     """A group per control, a row per aspect: paired differences to the base."""
     assert data.controls is not None
-    groups = {
-        control.title: {"": control.paired_difference}
-        for control in data.controls.controls.values()
-        if control.paired_difference
-    }
+    groups = [(control.title, {"": control.paired_difference}) for _, control in _compared(data.controls)]
     return differences_by_group("controls", "Controls: change from base", groups, data)
 
 
@@ -83,5 +85,9 @@ def charts(data: ReportData) -> list[Chart]:
 
 
 SECTION = Section(
-    "controls", "Controls", content, "no controls were run (controls.json): nothing here shows what chance or gaming does", charts
+    "controls",
+    "Controls",
+    content,
+    "no controls were run (controls.json): nothing here shows what chance or gaming does",
+    charts,
 )

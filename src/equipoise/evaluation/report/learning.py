@@ -9,7 +9,7 @@ from equipoise.evaluation.report.inputs import ReportData, RunData
 from equipoise.evaluation.report.section import Section
 from equipoise.evaluation.report.text import number, policy_label
 
-PREFIX, RUBRIC = "evaluation/", "evaluation/rubric/"
+PREFIX, RUBRIC = "evaluation/", "evaluation/judge/"
 PROXY_LABEL, JUDGE_LABEL, TRAINING_LABEL = "proxy", "rubric", "reward on training prompts"
 
 
@@ -20,6 +20,7 @@ def content(data: ReportData) -> dict[str, Any] | None:
             "name": policy_label(run.name),
             "chart": chart,
             "sentence": divergence(run),
+            "aligned": bool(scored_aspects(run)),
             "has_judge": any(line.style == "judge" for panel in chart.panels for line in panel.lines),
             "has_proxy": any(line.style == "proxy" for panel in chart.panels for line in panel.lines),
             "has_training": any(line.style == "training" for panel in chart.panels for line in panel.lines),
@@ -27,7 +28,11 @@ def content(data: ReportData) -> dict[str, Any] | None:
         for run in data.runs.values()
         if (chart := learning_chart(run)) is not None
     ]
-    return {"runs": runs} if runs else None
+    if not runs:
+        return None
+    aligned = [run for run in runs if run["aligned"]]
+    # Curves of the losses say little about the result: they are folded where there is something better to see.
+    return {"runs": aligned or runs, "folded": [run for run in runs if not run["aligned"]] if aligned else []}
 
 
 def scored_aspects(run: RunData) -> list[str]:
@@ -51,23 +56,23 @@ def learning_chart(run: RunData) -> PanelChart | None:
 
 def score_panels(run: RunData) -> list[Panel]:
     """Aspects and combined on one scale, then KL, entropy, and what was gained for how much KL."""
-    names = {aspect: (f"{PREFIX}{aspect}/mean", f"{RUBRIC}{aspect}/mean", f"reward/{aspect}/mean")
-             for aspect in scored_aspects(run)}
+    names = {
+        aspect: (f"{PREFIX}{aspect}/mean", f"{RUBRIC}{aspect}/mean", f"reward/{aspect}/mean")
+        for aspect in scored_aspects(run)
+    }
     if not names:
         return []
     names["combined"] = (f"{PREFIX}combined", f"{RUBRIC}combined", "reward/combined")
     curves = {title: _score_lines(run, *metrics) for title, metrics in names.items()}
     scale = _shared_scale(curves)
-    panels = [
-        Panel(title, tuple(lines), scale or _scale_of(lines)) for title, lines in curves.items() if lines
-    ]
+    panels = [Panel(title, tuple(lines), scale or _scale_of(lines)) for title, lines in curves.items() if lines]
     panels += _plain_panels(run, {"kl": "KL to the reference (nats)", "entropy": "entropy (nats a token)"})
     against = _against_kl(run, scale)
     return panels + ([against] if against is not None else [])
 
 
 def _score_lines(run: RunData, proxy: str, judge: str, training: str) -> list[Line]:
-    """Both evaluations on held-out prompts; where none ran, the reward on the training prompts."""
+    """By proxy and judge on held-out prompts; where no evaluation ran, the reward on the training prompts."""
     lines = [_line(run, proxy, PROXY_LABEL, "proxy"), _line(run, judge, JUDGE_LABEL, "judge")]
     if not any(line.xs for line in lines):
         lines = [_line(run, training, TRAINING_LABEL, "training")]
@@ -103,7 +108,10 @@ def _against_kl(run: RunData, scale: Scale | None) -> Panel | None:
     """Combined score against the KL paid for it, at the steps that have both."""
     kl = dict(zip(*run.series("kl"), strict=True))
     lines = []
-    for metric, label, style in ((f"{PREFIX}combined", PROXY_LABEL, "proxy"), (f"{RUBRIC}combined", JUDGE_LABEL, "judge")):
+    for metric, label, style in (
+        (f"{PREFIX}combined", PROXY_LABEL, "proxy"),
+        (f"{RUBRIC}combined", JUDGE_LABEL, "judge"),
+    ):
         points = [(kl[step], value) for step, value in zip(*run.series(metric), strict=True) if step in kl]
         if len(points) > 1:
             lines.append(Line(label, style, tuple(x for x, _ in points), tuple(y for _, y in points)))

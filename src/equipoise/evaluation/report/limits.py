@@ -25,8 +25,8 @@ def _world(data: ReportData) -> list[str]:
     held_out = data.quickstart.data.get("held_out")
     return [
         "This is a run in an embedded, synthetic world with a small model. It shows that the machinery works: that "
-        "training moves what it is meant to move, and that the measurement would notice if it did not. It does not show "
-        "that any real model is safe.",
+        "training moves what it is meant to move, and that the measurement would notice if it did not. It does not "
+        "show that any real model is safe.",
         f"Test prompts hold out of training: {plain(held_out)}. They come from the same world as the training prompts, "
         "so the results say little about prompts of another kind."
         if held_out
@@ -63,8 +63,8 @@ def _judging(data: ReportData) -> list[str]:
     result = []
     if data.quickstart is not None:
         result.append(
-            "The rubric is a program that reads text by fixed rules. It is tested on cases labelled by hand, and it can "
-            "still be wrong or be gamed: read the transcripts."
+            "The rubric is a program that reads text by fixed rules. It is tested on cases labelled by hand, and it "
+            "can still be wrong or be gamed: read the transcripts."
         )
         result.append(
             "The reward model is trained on rubric scores with rater noise and missing labels. Training sees only the "
@@ -79,10 +79,10 @@ def _judging(data: ReportData) -> list[str]:
         shares = ", ".join(f"{share:.0%} of {name}" for name, share in cut.items())
         result.append(f"Completions that reached the token limit and were judged as cut: {shares}.")
     if any(rates for rates in (evaluation.refusal_rate for evaluation in data.evaluations.values())):
-        result.append("Refusals are recognised by wording; an unusual refusal is missed, and a quoted one may be counted.")
+        result.append("Refusals are recognised by wording: an unusual one is missed, and a quoted one may be counted.")
     if data.controls is not None and not data.controls.from_this_run:
         result.append(f"The controls come from an earlier run ({data.controls.made}), not from this one.")
     return result
 
 
-SECTION = Section("limits", "What this shows, and what it does not", content)
+SECTION = Section("limits", "What this shows, and what it does not", content, short="Limits")

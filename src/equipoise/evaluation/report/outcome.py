@@ -7,7 +7,7 @@ from typing import Any
 from equipoise.evaluation.report.charts import UNIT, Chart, StripChart, StripGroup, StripRow, ends, unit_or_nice
 from equipoise.evaluation.report.inputs import BASE, ReportData
 from equipoise.evaluation.report.section import Section
-from equipoise.evaluation.report.text import policy_label, value_and_interval, verdict
+from equipoise.evaluation.report.text import judge_label, policy_label, value_and_interval, verdict
 from equipoise.evaluation.rows import COMBINED
 
 
@@ -21,7 +21,7 @@ def content(data: ReportData) -> dict[str, Any] | None:
     return {
         "chart": outcome_chart(data),
         "compared": compared,
-        "judge": first.judge,
+        "judge": judge_label(first.judge),
         "num_prompts": first.num_prompts,
         "weights": _weights(data),
         "unscored": unscored,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from equipoise.evaluation.report.charts import (
 from equipoise.evaluation.report.inputs import ReportData
 from equipoise.evaluation.report.learning import JUDGE_LABEL, PROXY_LABEL, score_panels
 from equipoise.evaluation.report.outcome import outcome_chart
-from equipoise.evaluation.report.text import number, policy_label, visible_line
+from equipoise.evaluation.report.summary import headline
+from equipoise.evaluation.report.text import judge_label, number, policy_label, visible_line
 
 COLOURS = ("#6b7078", "#0a66b2", "#c0490a", "#00795a", "#a2467f", "#8a6a00")  # the page's, by series
 MARKERS = ("o", "o", "s", "D", "^", "v")
@@ -102,8 +105,18 @@ def _strip_figure(chart: StripChart) -> Any:
     return figure
 
 
-def _draw_strips(figure: Any, box: tuple[float, float, float, float], chart: StripChart, columns: Any) -> None:
-    """Strips in a box of the figure (left, bottom, width, height); `columns`: where strips begin and end in it."""
+def _draw_strips(
+    figure: Any,
+    box: tuple[float, float, float, float],
+    chart: StripChart,
+    columns: tuple[float, float],
+    *,
+    value_at: float | None = None,
+) -> None:
+    """Strips in a box of the figure (left, bottom, width, height).
+
+    `columns`: where the strips begin and end, `value_at`: where the values' texts end, all as shares of the box.
+    """
     axes = figure.add_axes(box)
     axes.set(xlim=(0, 1), ylim=(0, _height(chart)))
     axes.axis("off")
@@ -111,9 +124,9 @@ def _draw_strips(figure: Any, box: tuple[float, float, float, float], chart: Str
     for place, group in enumerate(chart.groups):
         _text(axes, 0, y - 0.19, group.title, fontweight="bold", va="center", fontsize=8)
         if group.note:
-            _text(axes, columns[0], y - 0.19, group.note, color=SOFT, va="center", fontsize=6.5)
+            _text(axes, columns[1], y - 0.19, group.note, color=SOFT, va="center", ha="right", fontsize=6.5)
         y -= HEADING
-        _draw_group(axes, group, y, columns, chart)
+        _draw_group(axes, group, y, columns, chart, value_at)
         y -= ROW * len(group.rows)
         if _own_axes(chart) or place == len(chart.groups) - 1:
             for tick in group.scale.ticks:
@@ -122,11 +135,18 @@ def _draw_strips(figure: Any, box: tuple[float, float, float, float], chart: Str
             y -= 0.25
 
 
-def _across(group: StripGroup, value: float, columns: Any) -> float:
+def _across(group: StripGroup, value: float, columns: tuple[float, float]) -> float:
     return columns[0] + group.scale.share(value) * (columns[1] - columns[0])
 
 
-def _draw_group(axes: Any, group: StripGroup, top: float, columns: Any, chart: StripChart) -> None:
+def _draw_group(
+    axes: Any,
+    group: StripGroup,
+    top: float,
+    columns: tuple[float, float],
+    chart: StripChart,
+    value_at: float | None,
+) -> None:
     bottom = top - ROW * len(group.rows)
     for tick in group.scale.ticks:
         axes.plot([_across(group, tick, columns)] * 2, [bottom, top], color=GRID, linewidth=0.6, zorder=0)
@@ -138,13 +158,14 @@ def _draw_group(axes: Any, group: StripGroup, top: float, columns: Any, chart: S
         _draw_row(axes, group, row, y, columns)
         _text(axes, 0.012, y, row.label, va="center", color=INK)
         two = len(chart.columns) > 2
-        _text(axes, columns[1] + (0.215 if two else 0.23), y, row.text, ha="right", va="center", fontsize=7)
+        right = value_at or columns[1] + (0.215 if two else 0.24)
+        _text(axes, right, y, row.text, ha="right", va="center", fontsize=7)
         if two:
             weight = "bold" if row.change_is_clear else "normal"
             _text(axes, 1, y, row.change, ha="right", va="center", fontsize=7, fontweight=weight)
 
 
-def _draw_row(axes: Any, group: StripGroup, row: StripRow, y: float, columns: Any) -> None:
+def _draw_row(axes: Any, group: StripGroup, row: StripRow, y: float, columns: tuple[float, float]) -> None:
     colour = COLOURS[row.series % SHAPES]
     low, high = row.estimate.ci95
     if low is not None and high is not None:
@@ -182,13 +203,13 @@ def _panel_figure(chart: PanelChart) -> Any:
     return figure
 
 
-def _legend(axes: Any, panels: Sequence[Panel], *, right: float = 0.97) -> None:
+def _legend(axes: Any, panels: Sequence[Panel]) -> None:
     styles = {line.style for panel in panels for line in panel.lines}
     words = {"proxy": f"○ {PROXY_LABEL}: what training sees", "judge": f"● {JUDGE_LABEL}: what it does not"}
     if not {"proxy", "judge"} <= styles:
         return
-    _text(axes, right, 0.72, words["proxy"], color=STYLES["proxy"]["color"], ha="right", va="center", fontsize=7)
-    _text(axes, right, 0.38, words["judge"], color=STYLES["judge"]["color"], ha="right", va="center", fontsize=7)
+    _text(axes, 0.97, 0.72, words["proxy"], color=STYLES["proxy"]["color"], ha="right", va="center", fontsize=7)
+    _text(axes, 0.97, 0.38, words["judge"], color=STYLES["judge"]["color"], ha="right", va="center", fontsize=7)
 
 
 def _draw_panels(figure: Any, box: tuple[float, float, float, float], panels: Sequence[Panel], columns: int) -> None:
@@ -202,7 +223,7 @@ def _draw_panels(figure: Any, box: tuple[float, float, float, float], panels: Se
             left + column * cell[0] + 0.16 * cell[0],
             bottom + (rows - 1 - row) * cell[1] + 0.17 * cell[1],
             0.66 * cell[0],
-            0.62 * cell[1],
+            0.63 * cell[1],
         )
         _draw_panel(figure.add_axes(inner), panel)
 
@@ -222,10 +243,12 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
         style = {"linewidth": 1.3, "markersize": 2.6, **STYLES[line.style]}
         if len(line.xs) > 40:
             style["marker"] = ""
-        axes.plot(line.xs, line.ys, **style)
+        axes.plot(line.xs, line.ys, clip_on=False, **style)
     if panel.x_label == "step" and panel.lines:
         axes.set_xlim(left=0, right=max(max(line.xs) for line in panel.lines))
-    axes.annotate(panel.x_label, (1, 0), (4, -9), "axes fraction", textcoords="offset points", fontsize=6.5, color=SOFT)
+    axes.annotate(
+        panel.x_label, (1, 0), (9, -8.6), "axes fraction", textcoords="offset points", fontsize=6.5, color=SOFT
+    )
     _end_labels(axes, panel)
 
 
@@ -252,39 +275,70 @@ def _end_labels(axes: Any, panel: Panel) -> None:
 
 
 def overview_figure(data: ReportData) -> Any | None:
-    """Before and after beside the curves of the first compared run; None without a comparison."""
+    """The headline, before and after, and the curves of the first compared run; None without a comparison."""
     if data.comparison is None:
         return None
-    strips = outcome_chart(data)
+    chart = _means_only(outcome_chart(data))
     runs = [data.runs[name] for name in data.methods if name in data.runs]
-    run = runs[0] if runs else None
-    panels = score_panels(run)[:6] if run is not None else []
-    strip_height = _height(strips)
-    height = max(strip_height + 1.05, 4.1)
+    panels = score_panels(runs[0])[:6] if runs else []
+    lines = _headline_lines(data)
+    top = 0.3 + 0.22 * len(lines)  # inches of the headline
+    body = max(_height(chart), 3.4 if panels else 0.0)
+    height = top + 0.62 + body + 0.1
     figure = _new_figure(height)
-    split = 0.5 if panels else 0.97
-    heading = figure.add_axes((0, 1 - 0.62 / height, 1, 0.62 / height))
+    heading = figure.add_axes((0, 1 - (top + 0.6) / height, 1, (top + 0.6) / height))
+    heading.set(xlim=(0, 1), ylim=(0, top + 0.6))
     heading.axis("off")
-    _text(heading, 0.022, 0.6, "Before and after", fontsize=10.5, fontweight="bold", va="center")
-    judged = f"judged by {strips_judge(data)}; mean [95% interval], change from base"
-    _text(heading, 0.022, 0.2, judged, fontsize=7, color=SOFT, va="center")
-    box = (0.022, 1 - (0.68 + strip_height) / height, split - 0.03, strip_height / height)
-    _draw_strips(figure, box, strips, (0.14, 0.45) if panels else (0.2, 0.6))
-    if run is not None and panels:
-        title = f"During {policy_label(run.name)}"
-        _text(heading, split + 0.035, 0.6, title, fontsize=10.5, fontweight="bold", va="center")
-        words = "in-loop evaluation on held-out prompts" if _held_out(panels) else "reward on training prompts"
-        _text(heading, split + 0.035, 0.2, words, fontsize=7, color=SOFT, va="center")
-        _legend(heading, panels, right=0.985)
-        _draw_panels(figure, (split + 0.02, 0.05, 0.97 - split, 1 - 0.75 / height - 0.04), panels, 2)
+    for place, line in enumerate(lines):
+        _text(heading, 0.022, top + 0.36 - 0.22 * place, line, fontsize=11.5, fontweight="bold", va="center")
+    _text(heading, 0.022, 0.33, "Before and after", fontsize=9, fontweight="bold", va="center")
+    _text(heading, 0.022, 0.13, f"{_judge(data)}; 95% intervals", fontsize=7, color=SOFT, va="center")
+    split = 0.47 if panels else 0.97
+    _text(heading, split - 0.115, 0.13, "mean", fontsize=7, color=SOFT, va="center", ha="right")
+    _text(heading, split, 0.13, "change", fontsize=7, color=SOFT, va="center", ha="right")
+    bottom, share = 0.1 / height, body / height
+    box = (0.022, bottom + share - _height(chart) / height, split - 0.022, _height(chart) / height)
+    _draw_strips(
+        figure, box, chart, (0.15, 0.62) if panels else (0.12, 0.8), value_at=(split - 0.137) / (split - 0.022)
+    )
+    if panels:
+        left = split + 0.035
+        title = f"During {policy_label(runs[0].name)}"
+        _text(heading, left, 0.33, title, fontsize=9, fontweight="bold", va="center")
+        _curve_words(heading, left, 0.13, panels)
+        _draw_panels(figure, (left - 0.015, bottom, 1 - left + 0.008, share), panels, 2)
     return figure
+
+
+def _means_only(chart: StripChart) -> StripChart:
+    """The bars show the intervals; the picture has no room for them as text."""
+    groups = tuple(
+        replace(group, note="", rows=tuple(replace(row, text=row.text.split(" [")[0]) for row in group.rows))
+        for group in chart.groups
+    )
+    return replace(chart, groups=groups)
+
+
+def _headline_lines(data: ReportData) -> list[str]:
+    assert data.comparison is not None
+    methods = data.comparison.methods
+    lines = [line for name, method in methods.items() for line in textwrap.wrap(headline(name, method, data), 92)]
+    return lines if len(lines) <= 4 else [f"{', '.join(map(policy_label, methods))} against the base"]
+
+
+def _curve_words(axes: Any, x: float, y: float, panels: Sequence[Panel]) -> None:
+    if not _held_out(panels):
+        _text(axes, x, y, "reward on training prompts", fontsize=7, color=SOFT, va="center")
+        return
+    _text(axes, x, y, f"○ {PROXY_LABEL}: what training sees", fontsize=7, color=COLOURS[2], va="center")
+    _text(axes, x + 0.21, y, f"● {JUDGE_LABEL}: what it does not", fontsize=7, color=COLOURS[1], va="center")
 
 
 def _held_out(panels: Sequence[Panel]) -> bool:
     return any(line.style in ("proxy", "judge") for panel in panels for line in panel.lines)
 
 
-def strips_judge(data: ReportData) -> str:
+def _judge(data: ReportData) -> str:
     """The judge and how many prompts it judged."""
     first = next(iter(data.evaluations.values()))
-    return f"{first.judge} on {first.num_prompts:,} test prompts"
+    return f"{judge_label(first.judge)}, {first.num_prompts:,} prompts"

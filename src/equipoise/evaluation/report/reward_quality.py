@@ -36,7 +36,7 @@ def agreement_chart(data: ReportData) -> StripChart | None:
     estimates = {name: _spearman(values) for name, values in data.reward_quality.aspects.items()}
     scale = UNIT if all(0 <= value <= 1 for value in ends(list(estimates.values()))) else nice_scale([-1.0, 1.0])
     rows = tuple(StripRow(name, 1, estimate, value_and_interval(estimate)) for name, estimate in estimates.items())
-    group = StripGroup("reward model against rubric", rows, scale)
+    group = StripGroup("", rows, scale)
     title = "Rank correlation of reward model and rubric"
     return StripChart("reward_quality", title, (group,), ("aspect", "Spearman [95% interval]"))
 
@@ -83,8 +83,8 @@ def gains(data: ReportData) -> list[str]:
             continue
         by_proxy, by_judge = (b - a for a, b in zip(before, after, strict=True))  # type: ignore[operator]
         result.append(
-            f"{policy_label(name)} changed the combined score by {number(by_proxy, signed=True)} as the reward model sees "
-            f"it and by {number(by_judge, signed=True)} as the rubric does."
+            f"{policy_label(name)} changed the combined score by {number(by_proxy, signed=True)} as the reward model "
+            f"sees it and by {number(by_judge, signed=True)} as the rubric does."
         )
     return result
 
@@ -116,5 +116,10 @@ def charts(data: ReportData) -> list[Chart]:
 
 
 SECTION = Section(
-    "reward_quality", "Reward model against rubric", content, "the reward model was not held against the rubric", charts
+    "reward_quality",
+    "Reward model against rubric",
+    content,
+    "the reward model was not held against the rubric",
+    charts,
+    "Reward model",
 )

@@ -28,3 +28,4 @@ class Section:
     content: Callable[[ReportData], dict[str, Any] | None]
     missing: str = ""
     charts: Callable[[ReportData], list[Chart]] = no_charts
+    short: str = ""  # the title in the navigation, where the long one would crowd it

@@ -6,7 +6,7 @@ from typing import Any
 
 from equipoise.evaluation.report.inputs import ReportData
 from equipoise.evaluation.report.section import Section
-from equipoise.evaluation.report.text import amount, counted, duration, plain, policy_label
+from equipoise.evaluation.report.text import amount, counted, duration, judge_label, plain, policy_label
 
 STAGES = {
     "sft": "Supervised fine-tuning on demonstrations: the base policy.",
@@ -65,7 +65,7 @@ def _judge_facts(data: ReportData) -> list[tuple[str, str]]:
     if first is None:
         return []
     drawn = {key: first.settings[key] for key in ("samples", "temperature", "max_tokens") if key in first.settings}
-    facts = [("Judge", f"{first.judge}, {counted(first.num_prompts, 'prompt')}")]
+    facts = [("Judge", f"{judge_label(first.judge)}, {counted(first.num_prompts, 'prompt')}")]
     if drawn:
         facts.append(("Sampling for evaluation", ", ".join(f"{key} {plain(value)}" for key, value in drawn.items())))
     return facts

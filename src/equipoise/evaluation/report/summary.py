@@ -12,6 +12,7 @@ from equipoise.evaluation.report.text import (
     counted,
     duration,
     joined,
+    judge_label,
     percent,
     plain,
     policy_label,
@@ -48,7 +49,8 @@ def _labels(data: ReportData) -> list[str]:
 def _without_comparison(data: ReportData) -> str:
     if len(data.evaluations) == 1:
         evaluation = next(iter(data.evaluations.values()))
-        return f"{evaluation.policy}, judged by {evaluation.judge} on {counted(evaluation.num_prompts, 'prompt')}"
+        prompts = counted(evaluation.num_prompts, "prompt")
+        return f"{evaluation.policy}, judged by {judge_label(evaluation.judge)} on {prompts}"
     if data.evaluations:
         return "Evaluations without a paired comparison"
     names = joined([run.algorithm.upper() for run in data.runs.values()])
@@ -98,7 +100,9 @@ def numbers(method: Method, data: ReportData) -> str:
     parts = []
     for key, aspects in groups.items():
         if aspects:
-            shown = [f"{aspect} {value_and_interval(method.paired_difference[aspect], signed=True)}" for aspect in aspects]
+            shown = [
+                f"{aspect} {value_and_interval(method.paired_difference[aspect], signed=True)}" for aspect in aspects
+            ]
             parts.append(f"{words[key]}: {', '.join(shown)}.")
     return " ".join(parts)
 
@@ -125,9 +129,8 @@ def refusals(comparison: Comparison, method: Method, data: ReportData) -> str:
         before, after = comparison.base.refusal_rate.get(kind), method.evaluation.refusal_rate.get(kind)
         if difference is None or before is None or after is None:
             continue
-        change = f"change {percent(difference, signed=True)} points"
-        parts.append(f"{before:.0%} → {after:.0%} of {kind} prompts ({change})")
-    return f"It refuses {joined(parts)}." if parts else ""
+        parts.append(f"{kind} {before:.0%} → {after:.0%} ({percent(difference, signed=True)} points)")
+    return f"Refusals: {', '.join(parts)}." if parts else ""
 
 
 def facts(data: ReportData) -> list[str]:
@@ -144,7 +147,7 @@ def facts(data: ReportData) -> list[str]:
     first = next(iter(data.evaluations.values()), None)
     if first is not None:
         result.append(f"{counted(first.num_prompts, 'test prompt')}")
-        result.append(f"judged by {first.judge}")
+        result.append(f"judged by {judge_label(first.judge)}")
     if start is not None:
         result.append(f"seed {start.seed}")
     return result

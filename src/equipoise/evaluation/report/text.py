@@ -112,6 +112,11 @@ def policy_label(name: str) -> str:
     return name.upper() if name.lower() in ALGORITHMS else name.replace("_", " ")
 
 
+def judge_label(judge: str) -> str:
+    """The sandbox's judge is its rubric; any other is called what the evaluation calls it."""
+    return "the sandbox's rubric" if judge == "sandbox" else judge
+
+
 def duration(seconds: float | None) -> str:
     """ "4 min 12 s"; "0.8 s" below ten seconds."""
     if seconds is None:

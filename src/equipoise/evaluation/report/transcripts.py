@@ -123,4 +123,6 @@ def _direction(written: Written, base: Written | None, aspect: str) -> str:
     return "▲" if after > before else "▼"
 
 
-SECTION = Section("transcripts", "Transcripts", content, "no transcripts.jsonl: nothing here shows what the policies wrote")
+SECTION = Section(
+    "transcripts", "Transcripts", content, "no transcripts.jsonl: nothing here shows what the policies wrote"
+)

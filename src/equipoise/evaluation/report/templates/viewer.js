@@ -86,5 +86,5 @@
   form.hidden = false;
   const linked = fromHash();
   apply();
-  if (linked) document.getElementById("transcripts").scrollIntoView();
+  if (linked) document.getElementById("transcripts").scrollIntoView({ behavior: "instant" });
 })();
