@@ -28,12 +28,12 @@ def score_file(reward_model: str, data: str, out: Path, batch_size: int) -> None
     model = RewardModel.load(reward_model)
     rows = [dict(row.fields) for row in read_rows(data)]
     records = load_demonstrations(data)  # scores, if any, are only passed through
-    with _jsonl_writer(out) as file, counting("scoring", len(rows)) as advance:
+    with jsonl_writer(out) as file, counting("scoring", len(rows)) as advance:
         for start in range(0, len(rows), SCORED_AT_ONCE):
             part = records[start : start + SCORED_AT_ONCE]
             scores_BK = model.score([r.prompt for r in part], [r.response for r in part], batch_size=batch_size)
             for row, values in zip(rows[start : start + SCORED_AT_ONCE], scores_BK.tolist(), strict=True):
-                _write(file, {**row, "predicted": dict(zip(model.aspects, values, strict=True))})
+                write_row(file, {**row, "predicted": dict(zip(model.aspects, values, strict=True))})
             advance(len(part))
 
 
@@ -44,12 +44,12 @@ def generate_file(
     records = load_prompts(prompts)
     model = load_policy(policy)
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
-    with _jsonl_writer(out) as file, counting("generating", len(records) * group_size) as advance:
+    with jsonl_writer(out) as file, counting("generating", len(records) * group_size) as advance:
         for start in range(0, len(records), PROMPTS_AT_ONCE):
             part: list[PromptRecord] = records[start : start + PROMPTS_AT_ONCE]
             rollout = generate(model, part, group_size, sampling, seed=seed, first_prompt=start)
             for row in range(len(rollout)):
-                _write(
+                write_row(
                     file,
                     {
                         "prompt": rollout.prompts[row],
@@ -65,7 +65,7 @@ def generate_file(
 
 
 @contextmanager
-def _jsonl_writer(out: Path) -> Iterator[TextIO]:
+def jsonl_writer(out: Path) -> Iterator[TextIO]:
     """A text file that appears under its name when all of it is written; .gz is compressed."""
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a directory; give a file name")
@@ -82,5 +82,6 @@ def _jsonl_writer(out: Path) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _write(file: TextIO, row: dict[str, Any]) -> None:
+def write_row(file: TextIO, row: dict[str, Any]) -> None:
+    """One line of JSON."""
     file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -88,6 +88,37 @@ def generate(
 
 
 @app.command()
+def pairs(
+    source: Annotated[str, typer.Argument(help="A policy (with --prompts), or data with several responses a prompt.")],
+    reward: Annotated[
+        str, typer.Option("--reward", help="Reward model directory, `package.module:function` or `sandbox`.")
+    ],
+    out: Out,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="Prompts to sample responses to.")] = None,
+    weights: Weights = None,
+    group_size: Annotated[
+        int | None, typer.Option("--group-size", min=2, help="Responses sampled per prompt; default 8.")
+    ] = None,
+    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Most pairs per prompt.")] = 1,
+    min_margin: Annotated[
+        float, typer.Option("--min-margin", min=0.0, help="Least difference in combined utility.")
+    ] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, help="Of the sampling; default 1.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Longest response, EOS included; default 128.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the sampling; default 0.")] = None,
+) -> None:
+    """Build preference pairs for DPO: per prompt the best response against the worst, by a reward model."""
+    from equipoise.cli.pairs import PairOptions, pairs_command
+
+    options = PairOptions(reward, weights, prompts, group_size, per_prompt, min_margin, temperature, max_tokens, seed)
+    pairs_command(source, out, options)
+
+
+@app.command()
 def evaluate(
     policy: Annotated[str, typer.Argument(help="A policy: directory, adapter or hub name.")],
     prompts: Prompts,
