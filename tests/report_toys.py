@@ -264,6 +264,8 @@ def run_directory(path: Path, algorithm: str = "grpo", steps: int = 60, seed: in
     config: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "num_steps": steps}
     if algorithm == "reward":
         config["aspects"] = {aspect: {"higher_is_better": True, "range": [0.0, 1.0]} for aspect in ASPECTS}
+    elif algorithm in ("grpo", "ppo"):
+        config["evaluation"] = {"every": 5, "judge": "sandbox"}
     environment = {"versions": {"python": "3.11.2", "torch": "2.13.0"}, "processor": "a processor", "cores": 2}
     write_json(path / "config.json", config)
     write_json(path / "environment.json", {**environment, "threads": 2, "git": "0123456789abcdef"})
@@ -277,9 +279,9 @@ def _in_loop(rise: float, done: float) -> dict[str, Any]:
     for k, aspect in enumerate(ASPECTS):
         proxy = MEANS[k] + SHIFTS["grpo"][k] * rise
         values[f"evaluation/{aspect}/mean"] = proxy + 0.04 * done
-        values[f"evaluation/rubric/{aspect}/mean"] = proxy - 0.05 * done**2
+        values[f"evaluation/judge/{aspect}/mean"] = proxy - 0.05 * done**2
     values["evaluation/combined"] = 0.52 + 0.17 * rise + 0.04 * done
-    values["evaluation/rubric/combined"] = 0.52 + 0.17 * rise - 0.05 * done**2
+    values["evaluation/judge/combined"] = 0.52 + 0.17 * rise - 0.05 * done**2
     return values
 
 

@@ -9,18 +9,19 @@ from equipoise.evaluation.report.inputs import ReportData, RunData
 from equipoise.evaluation.report.section import Section
 from equipoise.evaluation.report.text import number, policy_label
 
-PREFIX, RUBRIC = "evaluation/", "evaluation/judge/"
-PROXY_LABEL, JUDGE_LABEL, TRAINING_LABEL = "proxy", "rubric", "reward on training prompts"
+PREFIX, JUDGE = "evaluation/", "evaluation/judge/"
+PROXY_LABEL, TRAINING_LABEL = "proxy", "reward on training prompts"
 
 
 def content(data: ReportData) -> dict[str, Any] | None:
-    """A chart a run, with a sentence on whether proxy and rubric part ways."""
+    """A chart a run, with a sentence on whether proxy and judge part ways."""
     runs = [
         {
             "name": policy_label(run.name),
             "chart": chart,
             "sentence": divergence(run),
             "aligned": bool(scored_aspects(run)),
+            "judge": judge_word(run),
             "has_judge": any(line.style == "judge" for panel in chart.panels for line in panel.lines),
             "has_proxy": any(line.style == "proxy" for panel in chart.panels for line in panel.lines),
             "has_training": any(line.style == "training" for panel in chart.panels for line in panel.lines),
@@ -35,15 +36,22 @@ def content(data: ReportData) -> dict[str, Any] | None:
     return {"runs": aligned or runs, "folded": [run for run in runs if not run["aligned"]] if aligned else []}
 
 
+def judge_word(run: RunData) -> str:
+    """What the in-loop judge is called: the sandbox's is the rubric."""
+    evaluation = run.config.get("evaluation")
+    judge = evaluation.get("judge") if isinstance(evaluation, dict) else None
+    return "rubric" if judge == "sandbox" else "judge"
+
+
 def scored_aspects(run: RunData) -> list[str]:
     """Aspects that a run's metrics name, in the order they were logged."""
     found = []
     for name in run.metric_names():
-        for prefix in (RUBRIC, PREFIX, "reward/"):
+        for prefix in (JUDGE, PREFIX, "reward/"):
             if name.startswith(prefix) and name.endswith("/mean"):
                 found.append(name.removeprefix(prefix).removesuffix("/mean"))
                 break
-    return [name for name in dict.fromkeys(found) if name not in ("completion_length", "rubric")]
+    return [name for name in dict.fromkeys(found) if name != "completion_length"]
 
 
 def learning_chart(run: RunData) -> PanelChart | None:
@@ -57,23 +65,23 @@ def learning_chart(run: RunData) -> PanelChart | None:
 def score_panels(run: RunData) -> list[Panel]:
     """Aspects and combined on one scale, then KL, entropy, and what was gained for how much KL."""
     names = {
-        aspect: (f"{PREFIX}{aspect}/mean", f"{RUBRIC}{aspect}/mean", f"reward/{aspect}/mean")
+        aspect: (f"{PREFIX}{aspect}/mean", f"{JUDGE}{aspect}/mean", f"reward/{aspect}/mean")
         for aspect in scored_aspects(run)
     }
     if not names:
         return []
-    names["combined"] = (f"{PREFIX}combined", f"{RUBRIC}combined", "reward/combined")
+    names["combined"] = (f"{PREFIX}combined", f"{JUDGE}combined", "reward/combined")
     curves = {title: _score_lines(run, *metrics) for title, metrics in names.items()}
     scale = _shared_scale(curves)
     panels = [Panel(title, tuple(lines), scale or _scale_of(lines)) for title, lines in curves.items() if lines]
-    panels += _plain_panels(run, {"kl": "KL to the reference (nats)", "entropy": "entropy (nats a token)"})
+    panels += _plain_panels(run, {"kl": "KL (nats)", "entropy": "entropy (nats a token)"})
     against = _against_kl(run, scale)
     return panels + ([against] if against is not None else [])
 
 
 def _score_lines(run: RunData, proxy: str, judge: str, training: str) -> list[Line]:
     """By proxy and judge on held-out prompts; where no evaluation ran, the reward on the training prompts."""
-    lines = [_line(run, proxy, PROXY_LABEL, "proxy"), _line(run, judge, JUDGE_LABEL, "judge")]
+    lines = [_line(run, proxy, PROXY_LABEL, "proxy"), _line(run, judge, judge_word(run), "judge")]
     if not any(line.xs for line in lines):
         lines = [_line(run, training, TRAINING_LABEL, "training")]
     return [line for line in lines if line.xs]
@@ -110,7 +118,7 @@ def _against_kl(run: RunData, scale: Scale | None) -> Panel | None:
     lines = []
     for metric, label, style in (
         (f"{PREFIX}combined", PROXY_LABEL, "proxy"),
-        (f"{RUBRIC}combined", JUDGE_LABEL, "judge"),
+        (f"{JUDGE}combined", judge_word(run), "judge"),
     ):
         points = [(kl[step], value) for step, value in zip(*run.series(metric), strict=True) if step in kl]
         if len(points) > 1:
@@ -131,26 +139,26 @@ def _loss_panels(run: RunData) -> list[Panel]:
         title = f"{name.removeprefix('validation/').removesuffix(suffix)}, rank correlation"
         line = _line(run, name, title, "judge")
         panels.append(Panel(title, (line,), nice_scale([0.0, 1.0, *line.ys])))
-    return panels + _plain_panels(run, {"kl": "KL to the reference (nats)"})
+    return panels + _plain_panels(run, {"kl": "KL (nats)"})
 
 
 def divergence(run: RunData) -> str:
-    """What the last in-loop evaluation says about proxy and rubric, without an interval and saying so."""
+    """What the in-loop evaluations say about proxy and judge, without an interval and saying so."""
     proxies = dict(zip(*run.series(f"{PREFIX}combined"), strict=True))
-    rubrics = dict(zip(*run.series(f"{RUBRIC}combined"), strict=True))
-    steps = [step for step in proxies if step in rubrics]
+    judged = dict(zip(*run.series(f"{JUDGE}combined"), strict=True))
+    steps = [step for step in proxies if step in judged]
     if len(steps) < 2:
         return ""
-    first, last, best = steps[0], steps[-1], max(steps, key=rubrics.__getitem__)
+    first, last, best = steps[0], steps[-1], max(steps, key=judged.__getitem__)
     result = (
         f"From step {number(first, 0)} to {number(last, 0)} the combined score by the proxy went from "
-        f"{number(proxies[first])} to {number(proxies[last])}, by the rubric from {number(rubrics[first])} to "
-        f"{number(rubrics[last])}."
+        f"{number(proxies[first])} to {number(proxies[last])}, by the {judge_word(run)} from {number(judged[first])} to "
+        f"{number(judged[last])}."
     )
-    if proxies[last] > proxies[best] and rubrics[last] < rubrics[best]:
+    if proxies[last] > proxies[best] and judged[last] < judged[best]:
         result += (
-            f" After step {number(best, 0)} the proxy still rose while the rubric fell from its highest point "
-            f"({number(rubrics[best])}): a sign of over-optimisation."
+            f" After step {number(best, 0)} the proxy still rose while the {judge_word(run)} fell from its highest point "
+            f"({number(judged[best])}): a sign of over-optimisation."
         )
     return result + " These curves have no intervals."
 

@@ -21,7 +21,7 @@ from equipoise.evaluation.report.charts import (
     spread,
 )
 from equipoise.evaluation.report.inputs import ReportData
-from equipoise.evaluation.report.learning import JUDGE_LABEL, PROXY_LABEL, score_panels
+from equipoise.evaluation.report.learning import PROXY_LABEL, score_panels
 from equipoise.evaluation.report.outcome import outcome_chart
 from equipoise.evaluation.report.summary import headline
 from equipoise.evaluation.report.text import judge_label, number, policy_label, visible_line
@@ -204,12 +204,16 @@ def _panel_figure(chart: PanelChart) -> Any:
 
 
 def _legend(axes: Any, panels: Sequence[Panel]) -> None:
-    styles = {line.style for panel in panels for line in panel.lines}
-    words = {"proxy": f"○ {PROXY_LABEL}: what training sees", "judge": f"● {JUDGE_LABEL}: what it does not"}
-    if not {"proxy", "judge"} <= styles:
+    labels = _labels(panels)
+    if not {"proxy", "judge"} <= labels.keys():
         return
+    words = {"proxy": f"○ {PROXY_LABEL}: what training sees", "judge": f"● {labels['judge']}: what it does not"}
     _text(axes, 0.97, 0.72, words["proxy"], color=STYLES["proxy"]["color"], ha="right", va="center", fontsize=7)
     _text(axes, 0.97, 0.38, words["judge"], color=STYLES["judge"]["color"], ha="right", va="center", fontsize=7)
+
+
+def _labels(panels: Sequence[Panel]) -> dict[str, str]:
+    return {line.style: line.label for panel in panels for line in panel.lines}
 
 
 def _draw_panels(figure: Any, box: tuple[float, float, float, float], panels: Sequence[Panel], columns: int) -> None:
@@ -293,14 +297,14 @@ def overview_figure(data: ReportData) -> Any | None:
         _text(heading, 0.022, top + 0.36 - 0.22 * place, line, fontsize=11.5, fontweight="bold", va="center")
     _text(heading, 0.022, 0.33, "Before and after", fontsize=9, fontweight="bold", va="center")
     _text(heading, 0.022, 0.13, f"{_judge(data)}; 95% intervals", fontsize=7, color=SOFT, va="center")
-    split = 0.47 if panels else 0.97
-    _text(heading, split - 0.115, 0.13, "mean", fontsize=7, color=SOFT, va="center", ha="right")
-    _text(heading, split, 0.13, "change", fontsize=7, color=SOFT, va="center", ha="right")
+    split = 0.49 if panels else 0.97
+    mean_at = split - 0.162
+    _text(heading, mean_at, -0.19, "mean", fontsize=7, color=SOFT, va="center", ha="right")
+    _text(heading, split, -0.19, "change", fontsize=7, color=SOFT, va="center", ha="right")
     bottom, share = 0.1 / height, body / height
     box = (0.022, bottom + share - _height(chart) / height, split - 0.022, _height(chart) / height)
-    _draw_strips(
-        figure, box, chart, (0.15, 0.62) if panels else (0.12, 0.8), value_at=(split - 0.137) / (split - 0.022)
-    )
+    value_at = (mean_at - 0.022) / (split - 0.022)
+    _draw_strips(figure, box, chart, (0.15, value_at - (0.1 if panels else 0.05)), value_at=value_at)
     if panels:
         left = split + 0.035
         title = f"During {policy_label(runs[0].name)}"
@@ -331,7 +335,9 @@ def _curve_words(axes: Any, x: float, y: float, panels: Sequence[Panel]) -> None
         _text(axes, x, y, "reward on training prompts", fontsize=7, color=SOFT, va="center")
         return
     _text(axes, x, y, f"○ {PROXY_LABEL}: what training sees", fontsize=7, color=COLOURS[2], va="center")
-    _text(axes, x + 0.21, y, f"● {JUDGE_LABEL}: what it does not", fontsize=7, color=COLOURS[1], va="center")
+    judge = _labels(panels).get("judge")
+    if judge is not None:
+        _text(axes, x + 0.21, y, f"● {judge}: what it does not", fontsize=7, color=COLOURS[1], va="center")
 
 
 def _held_out(panels: Sequence[Panel]) -> bool:
