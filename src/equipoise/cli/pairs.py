@@ -110,7 +110,9 @@ def _check(source: str, out: Path, options: PairOptions) -> None:
     if options.prompts is None and is_model:
         raise ConfigError(f"{source}: is a policy; give --prompts with the prompts to sample responses to")
     if options.prompts is not None and path.is_file():
-        raise ConfigError(f"{source}: is a file, and with --prompts a policy is expected; leave --prompts out, or name")
+        raise ConfigError(
+            f"{source}: is a file, and with --prompts a policy's directory is expected; leave --prompts out"
+        )
     if options.prompts is not None and options.temperature == 0:
         raise ConfigError("--temperature 0 draws the same response every time; use a value above 0")
     if not math.isfinite(options.min_margin):
