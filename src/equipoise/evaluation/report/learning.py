@@ -150,15 +150,16 @@ def divergence(run: RunData) -> str:
     if len(steps) < 2:
         return ""
     first, last, best = steps[0], steps[-1], max(steps, key=judged.__getitem__)
+    word = judge_word(run)
     result = (
         f"From step {number(first, 0)} to {number(last, 0)} the combined score by the proxy went from "
-        f"{number(proxies[first])} to {number(proxies[last])}, by the {judge_word(run)} from {number(judged[first])} to "
+        f"{number(proxies[first])} to {number(proxies[last])}, by the {word} from {number(judged[first])} to "
         f"{number(judged[last])}."
     )
     if proxies[last] > proxies[best] and judged[last] < judged[best]:
         result += (
-            f" After step {number(best, 0)} the proxy still rose while the {judge_word(run)} fell from its highest point "
-            f"({number(judged[best])}): a sign of over-optimisation."
+            f" After step {number(best, 0)} the proxy still rose while the {word} fell from its highest point "
+            f"({number(judged[best])}): over-optimisation, or chance."
         )
     return result + " These curves have no intervals."
 

@@ -24,7 +24,7 @@ from equipoise.evaluation.report.inputs import ReportData
 from equipoise.evaluation.report.learning import PROXY_LABEL, score_panels
 from equipoise.evaluation.report.outcome import outcome_chart
 from equipoise.evaluation.report.summary import headline
-from equipoise.evaluation.report.text import judge_label, number, policy_label, visible_line
+from equipoise.evaluation.report.text import SPACE, judge_label, number, policy_label, visible_line
 
 COLOURS = ("#6b7078", "#0a66b2", "#c0490a", "#00795a", "#a2467f", "#8a6a00")  # the page's, by series
 MARKERS = ("o", "o", "s", "D", "^", "v")
@@ -78,7 +78,7 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _text(axes: Any, x: float, y: float, words: str, **style: Any) -> None:
-    axes.text(x, y, visible_line(words), parse_math=False, **{"color": INK, "fontsize": 7.5, **style})
+    axes.text(x, y, visible_line(words), parse_math=False, **{"color": INK, "fontsize": 7.8, **style})
 
 
 # -- strips ------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def _draw_row(axes: Any, group: StripGroup, row: StripRow, y: float, columns: tu
     low, high = row.estimate.ci95
     if low is not None and high is not None:
         xs = [_across(group, low, columns), _across(group, high, columns)]
-        axes.plot(xs, [y, y], color=colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt", zorder=2)
+        axes.plot(xs, [y, y], color=colour, linewidth=2.6, alpha=0.5, solid_capstyle="butt", zorder=2)
     for point in row.points:
         axes.plot(_across(group, point, columns), y - ROW * 0.33, ".", color=colour, markersize=2.2, zorder=3)
     if row.estimate.mean is not None:
@@ -179,7 +179,7 @@ def _draw_row(axes: Any, group: StripGroup, row: StripRow, y: float, columns: tu
             _across(group, row.estimate.mean, columns),
             y,
             marker=MARKERS[row.series % SHAPES],
-            markersize=4.4,
+            markersize=3.9,
             markerfacecolor=face,
             markeredgecolor=colour,
             markeredgewidth=1.0,
@@ -286,7 +286,7 @@ def overview_figure(data: ReportData) -> Any | None:
     runs = [data.runs[name] for name in data.methods if name in data.runs]
     panels = score_panels(runs[0])[:6] if runs else []
     lines = _headline_lines(data)
-    top = 0.3 + 0.22 * len(lines)  # inches of the headline
+    top = 0.18 + 0.22 * len(lines)  # inches of the headline
     body = max(_height(chart), 3.4 if panels else 0.0)
     height = top + 0.62 + body + 0.1
     figure = _new_figure(height)
@@ -294,7 +294,7 @@ def overview_figure(data: ReportData) -> Any | None:
     heading.set(xlim=(0, 1), ylim=(0, top + 0.6))
     heading.axis("off")
     for place, line in enumerate(lines):
-        _text(heading, 0.022, top + 0.36 - 0.22 * place, line, fontsize=11.5, fontweight="bold", va="center")
+        _text(heading, 0.022, top + 0.38 - 0.22 * place, line, fontsize=11.5, fontweight="bold", va="center")
     _text(heading, 0.022, 0.33, "Before and after", fontsize=9, fontweight="bold", va="center")
     _text(heading, 0.022, 0.13, f"{_judge(data)}; 95% intervals", fontsize=7, color=SOFT, va="center")
     split = 0.49 if panels else 0.97
@@ -317,7 +317,7 @@ def overview_figure(data: ReportData) -> Any | None:
 def _means_only(chart: StripChart) -> StripChart:
     """The bars show the intervals; the picture has no room for them as text."""
     groups = tuple(
-        replace(group, note="", rows=tuple(replace(row, text=row.text.split(" [")[0]) for row in group.rows))
+        replace(group, note="", rows=tuple(replace(row, text=row.text.split(SPACE)[0]) for row in group.rows))
         for group in chart.groups
     )
     return replace(chart, groups=groups)

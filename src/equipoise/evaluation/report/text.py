@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from equipoise.evaluation.report.schema import Estimate
 
 MISSING = "–"
+SPACE = "\u00a0"  # does not break: a mean and its interval stay on one line
 ALGORITHMS = ("sft", "grpo", "ppo", "dpo", "rloo")
 Verdict = Literal["rose", "fell", "unclear", "unknown"]
 
@@ -45,13 +46,13 @@ def interval(estimate: Estimate, *, signed: bool = False, digits: int | None = N
     if low is None or high is None:
         return ""
     digits = digits_of(estimate) if digits is None else digits
-    return f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
+    return f"[{number(low, digits, signed=signed)},{SPACE}{number(high, digits, signed=signed)}]"
 
 
 def value_and_interval(estimate: Estimate, *, signed: bool = False) -> str:
     """ "+0.19 [+0.15, +0.23]"."""
     mean = number(estimate.mean, digits_of(estimate), signed=signed)
-    return f"{mean} {interval(estimate, signed=signed)}".rstrip()
+    return f"{mean}{SPACE}{interval(estimate, signed=signed)}".rstrip()
 
 
 def percent(estimate: Estimate, *, signed: bool = False) -> str:
@@ -64,7 +65,7 @@ def percent(estimate: Estimate, *, signed: bool = False) -> str:
     low, high = scaled.ci95
     if low is None or high is None:
         return mean
-    return f"{mean} [{number(low, 0, signed=signed)}{unit}, {number(high, 0, signed=signed)}{unit}]"
+    return f"{mean}{SPACE}[{number(low, 0, signed=signed)}{unit},{SPACE}{number(high, 0, signed=signed)}{unit}]"
 
 
 def scale_estimate(estimate: Estimate, factor: float) -> Estimate:

@@ -83,6 +83,8 @@
   });
   fields.policy.closest("label").hidden = data.policies.length < 2;
   if (data.policies.length === 0) for (const name of ["sort", "direction"]) fields[name].closest("label").hidden = true;
+  // A page of them at a time: folding, which spares readers without scripts the scrolling, is not needed.
+  for (const entry of entries) entry.open = true;
   form.hidden = false;
   const linked = fromHash();
   apply();
