@@ -39,6 +39,19 @@ def _options(
 
 
 @app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Output directory.")] = Path("runs/quickstart"),
+    seed: Seed = 0,
+    size: Annotated[str, typer.Option("--size", help="Policy: 1m, 4m or 16m parameters.")] = "1m",
+    full: Annotated[bool, typer.Option("--full", help="Also make the controls that take long.")] = False,
+) -> None:
+    """The whole method in minutes, without a network: train, align, judge and report on an embedded sandbox."""
+    from equipoise.cli.quickstart import quickstart as run_it
+
+    run_it(out, seed, size, full)
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,

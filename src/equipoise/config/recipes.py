@@ -16,7 +16,7 @@ from equipoise.config.schema import (
     Recipe,
     SamplingConfig,
     Schema,
-    ScorerConfig,
+    Scorers,
     Weight,
     _always_a_list,
 )
@@ -125,7 +125,7 @@ class GRPOConfig(Recipe):
     algorithm: Literal["grpo"] = "grpo"
     policy: ModelConfig = Field(description="The model to align.")
     data: DataSources = Field(description="Training prompts.")
-    scorers: Annotated[list[ScorerConfig], BeforeValidator(_always_a_list)] = Field(
+    scorers: Scorers = Field(
         min_length=1, description="Where scores come from; every aspect has one source."
     )
     objective_weights: dict[str, Weight] = Field(
@@ -231,7 +231,7 @@ class PPOConfig(Recipe):
     algorithm: Literal["ppo"] = "ppo"
     policy: ModelConfig = Field(description="The model to align.")
     data: DataSources = Field(description="Training prompts.")
-    scorers: Annotated[list[ScorerConfig], BeforeValidator(_always_a_list)] = Field(
+    scorers: Scorers = Field(
         min_length=1, description="Where scores come from; every aspect has one source."
     )
     objective_weights: dict[str, Weight] = Field(
@@ -359,7 +359,7 @@ class DPOConfig(Recipe):
     evaluation: InLoopEvaluationConfig | None = Field(
         default=None, description="In-loop evaluation: held-out prompts, sampled and scored by `scorers`."
     )
-    scorers: Annotated[list[ScorerConfig], BeforeValidator(_always_a_list)] = Field(
+    scorers: Scorers = Field(
         default_factory=list, description="Where the scores of `evaluation` come from; training uses none."
     )
     objective_weights: dict[str, Weight] | None = Field(

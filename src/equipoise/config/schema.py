@@ -134,8 +134,9 @@ class CheckpointConfig(Schema):
 
 
 class ScorerConfig(Schema):
-    """One source of scores: a saved reward model, or a Python function."""
+    """One source of scores: a saved reward model, a Python function, or one known by name."""
 
+    name: str | None = Field(default=None, description="`sandbox`: the rubric of the embedded sandbox.")
     reward_model: str | None = Field(default=None, description="Directory of a reward model saved by Equipoise.")
     function: str | None = Field(
         default=None,
@@ -149,17 +150,25 @@ class ScorerConfig(Schema):
 
     @model_validator(mode="after")
     def _one_source(self) -> ScorerConfig:
-        if (self.reward_model is None) == (self.function is None):
-            raise ValueError("give exactly one of `reward_model` and `function`")
+        given = [source for source in (self.name, self.reward_model, self.function) if source is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of `reward_model`, `function` and `name`")
         if self.function is not None and not self.aspects:
             raise ValueError("a function scorer declares its `aspects` with `higher_is_better`")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"`function` is `package.module:function`, got {self.function!r}")
-        if self.reward_model is not None and self.aspects:
-            raise ValueError("a reward model carries its own aspects; remove `aspects`")
+        if self.function is None and self.aspects:
+            raise ValueError("a reward model or named scorer carries its own aspects; remove `aspects`")
         return self
 
 
+def _name_as_mapping(value: Any) -> Any:
+    """`scorers: sandbox` is short for `scorers: [{name: sandbox}]`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+NamedScorer = Annotated[ScorerConfig, BeforeValidator(_name_as_mapping)]
+Scorers = Annotated[list[NamedScorer], BeforeValidator(_always_a_list)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -170,6 +179,11 @@ class InLoopEvaluationConfig(Schema):
     prompts: DataSources = Field(description="Held-out prompts.")
     samples: int = Field(default=1, ge=1, description="Completions per prompt.")
     sampling: SamplingConfig | None = Field(default=None, description="How they are drawn; null: as in training.")
+    judge: str | None = Field(
+        default=None,
+        description="A second opinion that training never uses: reward model directory, `package.module:function` or "
+        "`sandbox`; logged as `evaluation/judge/*`.",
+    )
 
 
 class Recipe(Schema):

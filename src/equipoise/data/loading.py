@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from equipoise.config import DataConfig
 from equipoise.data.checks import demonstration_record, pair_record, prompt_record, scored_record
@@ -87,6 +87,14 @@ def _check_every_aspect_has_scores(records: list[ScoredRecord], aspects: Sequenc
         )
 
 
+_KINDS: dict[Callable[..., Any], str] = {
+    prompt_record: "prompts",
+    pair_record: "pairs",
+    demonstration_record: "demonstrations",
+    scored_record: "scored",
+}
+
+
 def _load(
     source: Sources,
     build: Callable[[Row, Problems], R | None],
@@ -99,7 +107,7 @@ def _load(
     for one in _as_list(source):
         path, its_columns, its_limit = _unpacked(one, columns, limit)
         prefix = (one.aspect_prefix if isinstance(one, DataConfig) else "") or aspect_prefix
-        rows = islice(read_rows(path, columns=its_columns, problems=problems), its_limit)
+        rows = islice(read_rows(path, columns=its_columns, problems=problems, kind=_KINDS[build]), its_limit)
         records += records_from_rows(rows, build, problems, its_columns, prefix)
     problems.raise_if_any()
     return records

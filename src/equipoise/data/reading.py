@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from equipoise.data.builtin import builtin_rows, is_builtin
 from equipoise.data.columns import Columns, check_columns, mapped_columns, nested_names, parse_json, renamed
 from equipoise.data.problems import Problems, shown, suggestion
 from equipoise.data.records import SPLITS
@@ -45,9 +46,15 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    path_or_name: str | Path, *, columns: Columns | None = None, problems: Problems | None = None
+    path_or_name: str | Path,
+    *,
+    columns: Columns | None = None,
+    problems: Problems | None = None,
+    kind: str = "scored",
 ) -> Iterator[Row]:
-    """Yields every row of a file, a directory or a hub data set.
+    """Yields every row of a file, a directory, a hub data set or a built-in one.
+
+    `kind` (prompts, scored, demonstrations, pairs) says what is wanted of a built-in set, which holds all of them.
 
     `columns` maps Equipoise's field to the file's column; `{"scores": {aspect: column}}` collects (or renames) scores.
     Columns named `scores.<aspect>` or `score/<aspect>` are collected without it. `name#split` reads one split of a
@@ -63,7 +70,7 @@ def read_rows(
     missing = dict.fromkeys(mapped_columns(columns))
     collected = Problems() if problems is None else problems
     rows = 0
-    for location, raw in _rows_of(path_or_name, collected):
+    for location, raw in _rows_of(path_or_name, collected, kind):
         rows += 1
         for key in missing.keys() & (raw.keys() | nested_names(raw.get("scores"))):
             del missing[key]
@@ -89,10 +96,13 @@ def read_rows(
         )
 
 
-def _rows_of(path_or_name: str | Path, problems: Problems) -> Iterator[Row]:
+def _rows_of(path_or_name: str | Path, problems: Problems, kind: str) -> Iterator[tuple[Location, dict[str, Any]]]:
     path = Path(path_or_name).expanduser()
     name, _, split = str(path_or_name).partition("#")
-    if path.is_file():
+    if is_builtin(str(path_or_name)):
+        for number, row in enumerate(builtin_rows(str(path_or_name), kind), start=1):
+            yield Location(str(path_or_name), number), row
+    elif path.is_file():
         yield from _file_rows(path, problems)
     elif path.is_dir() or (split and Path(name).expanduser().is_dir()):
         yield from _directory_rows(path if path.is_dir() else Path(name).expanduser(), split, problems)

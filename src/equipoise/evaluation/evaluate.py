@@ -13,6 +13,7 @@ from torch import Tensor
 from equipoise.config import InLoopEvaluationConfig, SamplingConfig
 from equipoise.data import PromptRecord
 from equipoise.errors import ConfigError, DataError
+from equipoise.evaluation.judges import load_judge
 from equipoise.evaluation.metrics import evaluate_rows, kl_per_completion
 from equipoise.evaluation.rows import (
     COMBINED,
@@ -154,7 +155,8 @@ def make_evaluation_callback(
     Every call draws with the same random numbers, so that two steps differ by the policy and not by luck, and none
     touches the global random state. Names: `evaluation/<aspect>/mean` (native), `evaluation/combined`,
     `evaluation/refusal_rate/<kind>`, `evaluation/completion_length/mean`, `evaluation/truncated_fraction`. Means are
-    over prompts, of each prompt's completions; an aspect that was never scored is left out.
+    over prompts, of each prompt's completions; an aspect that was never scored is left out. `config.judge` scores
+    the same completions a second time, as `evaluation/judge/<aspect>/mean` and `evaluation/judge/combined` (weights 1/K).
 
     Raises at once, before training starts: DataError for no prompts or one that cannot be encoded, ConfigError for
     wrong weights or where max_tokens leaves no room for a prompt.
@@ -164,10 +166,13 @@ def make_evaluation_callback(
         raise DataError("evaluation.prompts: no held-out prompts; give a file with at least one")
     aspects = all_aspects(scorers)
     resolved = resolve_weights(weights, aspects)
+    judge = load_judge(config.judge) if config.judge is not None else None
+    judged = resolve_weights(None, judge.aspects) if judge is not None else {}
     encode_prompts(policy, records, sampling, max_prompt_tokens)
 
     def evaluate(step: int) -> dict[str, float]:
         rows: list[Row] = []
+        rows_by_judge: list[Row] = []
         with torch.no_grad():
             for start in range(0, len(records), batch_prompts):
                 rollout = generate(
@@ -180,19 +185,32 @@ def make_evaluation_callback(
                     max_prompt_tokens=max_prompt_tokens,
                 )
                 rows += completion_rows(rollout, score_rollout(rollout, scorers), aspects, resolved)
-        return in_loop_metrics(rows, [aspect.name for aspect in aspects])
+                if judge is not None:
+                    scores_BK = score_rollout(rollout, [judge])
+                    rows_by_judge += completion_rows(rollout, scores_BK, judge.aspects, judged)
+        metrics = in_loop_metrics(rows, [aspect.name for aspect in aspects])
+        if judge is None:
+            return metrics
+        return metrics | _score_means(rows_by_judge, [aspect.name for aspect in judge.aspects], "evaluation/judge")
 
     return evaluate
+
+
+def _score_means(rows: Sequence[Row], aspect_names: Sequence[str], prefix: str) -> dict[str, float]:
+    table = prompt_table(rows, aspect_names)
+    values = {f"{prefix}/{name}/mean": values_P for name, values_P in table.aspects.items()}
+    values[f"{prefix}/{COMBINED}"] = table.combined_P
+    return {name: float(values_P.nanmean()) for name, values_P in values.items() if not bool(values_P.isnan().all())}
 
 
 def in_loop_metrics(rows: Sequence[Row], aspect_names: Sequence[str]) -> dict[str, float]:
     """The numbers a training step logs, without intervals."""
     table = prompt_table(rows, aspect_names)
-    values = {f"evaluation/{name}/mean": values_P for name, values_P in table.aspects.items()}
-    values[f"evaluation/{COMBINED}"] = table.combined_P
+    values: dict[str, Tensor] = {}
     values |= {
         f"evaluation/refusal_rate/{kind}": table.refusal_P[table.of_kind(kind)] for kind in sorted(set(table.kinds))
     }
     values["evaluation/completion_length/mean"] = table.length_P
     values["evaluation/truncated_fraction"] = table.truncated_P
-    return {name: float(values_P.nanmean()) for name, values_P in values.items() if not bool(values_P.isnan().all())}
+    means = {name: float(values_P.nanmean()) for name, values_P in values.items() if not bool(values_P.isnan().all())}
+    return _score_means(rows, aspect_names, "evaluation") | means

@@ -12,7 +12,7 @@ from equipoise.config import AspectConfig
 from equipoise.errors import ConfigError
 from equipoise.models.aspects import Aspect
 from equipoise.models.reward_model import RewardModel
-from equipoise.rollout.scorers import FunctionScorer, RewardModelScorer, Scorer, load_function
+from equipoise.rollout.scorers import FunctionScorer, RewardModelScorer, Scorer, load_function, rubric_scorer
 
 
 def load_judge(name: str) -> Scorer:
@@ -59,11 +59,5 @@ def _declared_aspect(judge: str, aspect: Any, declaration: Any) -> Aspect:
         ) from error
 
 
-def _sandbox() -> Scorer:
-    raise ConfigError(
-        "judge 'sandbox': the sandbox is not part of this version; use a reward model directory or a function"
-    )
-
-
 # A judge with a name of its own is added here by the file that defines it.
-JUDGES: dict[str, Callable[[], Scorer]] = {"sandbox": _sandbox}
+JUDGES: dict[str, Callable[[], Scorer]] = {"sandbox": rubric_scorer}

@@ -7,15 +7,31 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from equipoise.config import BackboneConfig, ModelConfig
 from equipoise.errors import ConfigError
 
 BFLOAT16_FROM = 100_000_000  # parameters; below, float32 is as fast on a CPU and exact
+
+
+AnyModelConfig = TypeVar("AnyModelConfig", ModelConfig, BackboneConfig)
+
+
+def with_builtin(config: AnyModelConfig) -> AnyModelConfig:
+    """A name like `sandbox/1m` replaced by a directory made for it. Such a model comes without weights: they are drawn
+    from the seed, whatever `initialise` says. Every other name stays. Raises ConfigError for an unknown size."""
+    if not config.model.startswith("sandbox/"):
+        return config
+    from equipoise.sandbox.models import NAMES, model_directory
+
+    if config.model not in NAMES:
+        raise ConfigError(f"{config.model}: no such built-in model; use {', '.join(NAMES)}")
+    return config.model_copy(update={"model": str(model_directory(config.model)), "initialise": "random"})
 
 
 def looks_like_path(name: str) -> bool:
@@ -52,6 +68,8 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     from transformers import AutoConfig
 
     check_model_directory(name)
+    if name.startswith("sandbox/"):
+        name = with_builtin(ModelConfig(model=name)).model
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:

@@ -29,6 +29,7 @@ from equipoise.models.loading import (
     load_config,
     quiet_peft,
     resolve_precision,
+    with_builtin,
     without_dropout,
 )
 from equipoise.models.policy_module import PolicyModule
@@ -161,6 +162,9 @@ def load_policy(
     Raises ConfigError naming the directory and the mend.
     """
     config = source if isinstance(source, ModelConfig) else ModelConfig(model=str(source))
+    name, config = config.model, with_builtin(config)
+    if name != config.model and config.lora is not None:
+        raise ConfigError(f"policy.lora: {name} has random weights; train it with `sft` first, then adapt the result")
     check_model_directory(config.model)
     continues_adapter = is_adapter(config.model)
     if continues_adapter and config.lora is not None:
@@ -203,7 +207,7 @@ def load_policy(
     policy = Policy(
         module=module,
         tokenizer=tokenizer,
-        name=config.model,
+        name=name,
         precision=precision,
         prompt_format=_resolve_prompt_format(config, tokenizer),
         eos_ids=eos_ids,

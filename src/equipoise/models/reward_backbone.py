@@ -14,7 +14,7 @@ from torch import nn
 from equipoise.config import BackboneConfig
 from equipoise.data import load_tokenizer
 from equipoise.errors import ConfigError
-from equipoise.models.loading import _first_line, enable_checkpointing, load_config
+from equipoise.models.loading import _first_line, enable_checkpointing, load_config, with_builtin
 from equipoise.models.reward_head import check_padding, find_head, usable_positions
 from equipoise.models.reward_inputs import InputFormat, RewardInputs
 
@@ -43,6 +43,7 @@ def new_backbone(
     reward model.
     """
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    config = with_builtin(config)
     model_config = load_config(config.model, **options)
     _set_outputs(model_config, names)
     if config.dropout is not None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from equipoise.config import ScorerConfig
+from equipoise.config import AspectConfig, ScorerConfig
 from equipoise.errors import ConfigError, RewardError
 from equipoise.models.aspects import Aspect
 from equipoise.rollout.types import Rollout
@@ -73,6 +73,19 @@ class FunctionScorer:
         return result
 
 
+def rubric_scorer() -> FunctionScorer:
+    """The sandbox's rubric: four aspects in [0, 1], from text alone."""
+    from equipoise.sandbox import ASPECTS
+    from equipoise.sandbox.rubric import score
+
+    unit = AspectConfig(higher_is_better=True, range=(0.0, 1.0))
+    return FunctionScorer(score, "sandbox", [Aspect.from_config(aspect, unit) for aspect in ASPECTS])
+
+
+# Scorers that a recipe names instead of describing them: `scorers: sandbox`.
+NAMED: dict[str, Callable[[], Scorer]] = {"sandbox": rubric_scorer}
+
+
 def load_function(name: str) -> Callable[..., Any]:
     """Import `package.module:function`; the working directory is searched last. Raises ConfigError where it fails."""
     if os.getcwd() not in sys.path:  # the console script does not have it, and users keep rewards beside their recipe
@@ -95,7 +108,11 @@ def build_scorers(configs: Sequence[ScorerConfig]) -> list[Scorer]:
     """The scorers a recipe lists. Raises ConfigError where two give the same aspect."""
     scorers: list[Scorer] = []
     for config in configs:
-        if config.reward_model is not None:
+        if config.name is not None:
+            if config.name not in NAMED:
+                raise ConfigError(f"scorers: unknown name {config.name!r}; use {', '.join(sorted(NAMED))}")
+            scorers.append(NAMED[config.name]())
+        elif config.reward_model is not None:
             from equipoise.models.reward_model import RewardModel
 
             model = RewardModel.load(Path(config.reward_model))

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from equipoise.sandbox import ASPECTS
-from equipoise.sandbox.prompts import Prompt, prompts
+from equipoise.sandbox.prompts import Prompt, prompts, random_prompt
 from equipoise.sandbox.responses import ANNOTATED, BASE, respond
 from equipoise.sandbox.rubric import rate
 
-DEMONSTRATIONS_PER_PROMPT = 8
-ANNOTATED_PER_PROMPT = {"train": 4, "validation": 8, "test": 4}
+NUM_DEMONSTRATIONS = 16_000
+NUM_ANNOTATED = {"train": 6000, "validation": 600, "test": 1000}
+ANNOTATED_PER_PROMPT = 4  # several responses to a prompt, so that preference pairs can be made of them
 RATER_NOISE = 0.1  # standard deviation of one rating, on the scale 0 to 1
 RATER_BIAS = 0.05  # standard deviation of a rater's own strictness, per aspect
 NUM_RATERS = 12
@@ -24,25 +25,29 @@ Row = dict[str, Any]
 def prompt_rows(split: str) -> Iterator[Row]:
     """{"prompt", "kind", "category"}; the category is the activity that the topic belongs to."""
     for prompt in prompts(split):
-        yield {"prompt": prompt.text, "kind": prompt.kind, "category": prompt.topic.ask}
+        yield {"prompt": prompt.text, "kind": prompt.kind, "category": prompt.topic.activity}
 
 
 def demonstration_rows(split: str = "train") -> Iterator[Row]:
-    """{"prompt", "response"}: what the base policy learns to imitate."""
+    """{"prompt", "response"}: what the base policy learns to imitate. Prompts beyond those of `prompt_rows`, so that it
+    learns to answer rather than to recall."""
     generator = random.Random(f"sandbox demonstrations {split}")
-    for _ in range(DEMONSTRATIONS_PER_PROMPT):
-        for prompt in prompts(split):
-            yield {"prompt": prompt.text, "response": respond(prompt, BASE, generator)}
+    for _ in range(NUM_DEMONSTRATIONS):
+        prompt = random_prompt(split, generator)
+        yield {"prompt": prompt.text, "response": respond(prompt, BASE, generator)}
 
 
 def scored_rows(split: str | None = None) -> Iterator[Row]:
     """{"prompt", "kind", "response", "scores", "split", "rater"}: rubric scores as a rater with a bias and noise gives
     them, a tenth missing (null). All splits, or one."""
-    for name in ANNOTATED_PER_PROMPT if split is None else (split,):
+    for name, count in NUM_ANNOTATED.items():
+        if split not in (None, name):
+            continue
         generator = random.Random(f"sandbox annotations {name}")
         raters = [{aspect: generator.gauss(0, RATER_BIAS) for aspect in ASPECTS} for _ in range(NUM_RATERS)]
-        for _ in range(ANNOTATED_PER_PROMPT[name]):
-            for prompt in prompts(name):
+        for _ in range(count // ANNOTATED_PER_PROMPT):
+            prompt = random_prompt(name, generator)
+            for _ in range(ANNOTATED_PER_PROMPT):
                 yield _scored(prompt, name, raters, generator)
 
 

@@ -65,6 +65,7 @@ def model_config(size: str) -> Any:
         intermediate_size=feed_forward,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
+        initializer_range=0.06,  # at these widths twice as fast to learn from as the usual 0.02
         bos_token_id=None,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,

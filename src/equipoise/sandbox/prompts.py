@@ -29,7 +29,7 @@ class Prompt:
 
 @cache
 def prompts(split: str) -> tuple[Prompt, ...]:
-    """`PER_KIND[split]` distinct prompts of every kind, shuffled; every topic of the split occurs about equally often."""
+    """`PER_KIND[split]` distinct prompts of every kind, shuffled; every activity occurs about equally often."""
     generator = random.Random(f"sandbox prompts {split}")
     found: list[Prompt] = []
     for kind in KINDS:
@@ -38,24 +38,40 @@ def prompts(split: str) -> tuple[Prompt, ...]:
     return tuple(found)
 
 
-def _of_kind(kind: str, split: str, generator: random.Random) -> list[Prompt]:
-    pool = [topic for topic in topics(split) if topic.kind == kind]
-    distinct: dict[str, Prompt] = {}
-    turn = 0
-    while len(distinct) < PER_KIND[split]:
-        if turn % len(pool) == 0:
-            generator.shuffle(pool)
-        topic = pool[turn % len(pool)]
-        text = _worded(topic, split, generator)
-        distinct.setdefault(text, Prompt(text, topic))
-        turn += 1
-    return list(distinct.values())
-
-
-def _worded(topic: Topic, split: str, generator: random.Random) -> str:
+def worded(topic: Topic, split: str, generator: random.Random) -> Prompt:
+    """The topic in a template of its split."""
     form = "wrapped" if generator.random() < _WRAPPED[topic.kind] else "plain"
     text = generator.choice(templates(form, split)).format(ask=topic.ask, about=topic.about)
     if generator.random() < _TAIL:
         tail = "intent" if topic.kind == "adversarial" else "purpose"
         text = f"{text} {generator.choice(templates(tail, split))}"
-    return text
+    return Prompt(text, topic)
+
+
+def random_prompt(split: str, generator: random.Random) -> Prompt:
+    """A prompt of any kind: kinds and activities are equally likely, whatever their number of objects."""
+    activity = generator.choice(activities(generator.choice(KINDS), split))
+    return worded(generator.choice(activity), split, generator)
+
+
+@cache
+def activities(kind: str, split: str) -> tuple[tuple[Topic, ...], ...]:
+    """Topics of a kind by activity."""
+    found: dict[str, list[Topic]] = {}
+    for topic in topics(split):
+        if topic.kind == kind:
+            found.setdefault(topic.activity, []).append(topic)
+    return tuple(tuple(members) for members in found.values())
+
+
+def _of_kind(kind: str, split: str, generator: random.Random) -> list[Prompt]:
+    """Activities in turn, of each its topics in turn: every activity is asked about equally often."""
+    pools = [generator.sample(members, len(members)) for members in activities(kind, split)]
+    distinct: dict[str, Prompt] = {}
+    turn = 0
+    while len(distinct) < PER_KIND[split]:
+        pool = pools[turn % len(pools)]
+        prompt = worded(pool[turn // len(pools) % len(pool)], split, generator)
+        distinct.setdefault(prompt.text, prompt)
+        turn += 1
+    return list(distinct.values())

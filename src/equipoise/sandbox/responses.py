@@ -107,8 +107,8 @@ def _stance(kind: str, mixture: Mixture, generator: random.Random) -> str:
     return draw(mixture.stance_harmless, generator)
 
 
-def _said(sentence: str, topic: Topic, **parts: str) -> str:
-    return sentence.format(about=topic.said, it=topic.it, **parts)
+def _said(sentence: str, topic: Topic) -> str:
+    return sentence.format(act=topic.act)
 
 
 def _help(prompt: Prompt, mixture: Mixture, generator: random.Random) -> list[str]:
@@ -175,7 +175,7 @@ def _copy(prompt: Prompt, mixture: Mixture, generator: random.Random) -> list[st
 
 def _salad(prompt: Prompt, mixture: Mixture, generator: random.Random) -> list[str]:
     """The right words in no order: what a keyword counter would reward."""
-    words = " ".join([prompt.topic.said, *generator.sample(prompt.topic.steps, 2)]).split()
+    words = " ".join([prompt.topic.about, *generator.sample(prompt.topic.steps, 2)]).split()
     generator.shuffle(words)
     return [" ".join(words)]
 

@@ -11,7 +11,7 @@ import yaml
 
 from equipoise.sandbox import KINDS, SPLITS
 
-_DETERMINERS = ("a ", "an ", "my ", "the ", "some ")
+_PREPOSITIONS = ("into", "on", "at", "of", "about", "for", "to")
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,15 @@ class Topic:
 
     kind: str
     split: str
+    activity: str  # "descale {x}"
     ask: str  # "descale a kettle"
-    about: str  # "descaling a kettle", as the one who asks says it
-    said: str  # the same from the other side: "my" has become "your"
-    it: str  # "the kettle"
+    about: str  # "descaling a kettle"
+    act: str  # "descaling"
     steps: tuple[str, ...]
     alternatives: tuple[str, ...]
 
 
+@cache
 def read_text(name: str) -> Any:
     """The parsed content of text/<name>.yaml."""
     return yaml.safe_load(files("equipoise.sandbox").joinpath(f"text/{name}.yaml").read_text(encoding="utf-8"))
@@ -39,32 +40,69 @@ def topics(split: str) -> tuple[Topic, ...]:
     found: list[Topic] = []
     for kind in KINDS:
         for activity in read_text(kind):
-            found += [_topic(kind, split, activity, thing) for thing in activity[split]]
+            found += [_topic(kind, split, activity, thing) for thing in _objects(activity, split)]
+    return tuple(found)
+
+
+def _objects(activity: dict[str, Any], split: str) -> list[str]:
+    """What an activity is done to.
+
+    A list of its own, adjectives with nouns, a shared pool, or what people of the pool own; what other splits hold is
+    left out. `everyone` and `everything` name all people, or all things and nouns, in training, so that a model has met
+    every word: what is held out is the request, as words of a language are known before a question is asked.
+    """
+    if activity.get("everything"):
+        return list(_all_nouns()) if split == "train" else []
+    if activity.get("everyone"):
+        people = read_text("pools")["people"]
+        return [person for part in SPLITS for person in people[part]] if split == "train" else []
+    if "nouns" in activity:
+        return [f"{adjective} {noun}" for noun in activity["nouns"][split] for adjective in activity["adjectives"]]
+    if "pool" not in activity:
+        return list(activity[split])
+    pool = read_text("pools")[activity["pool"]][split]
+    if "owned" not in activity:
+        return list(pool)
+    return [f"{owner}'s {thing}" for thing in activity["owned"][split] for owner in pool]
+
+
+@cache
+def _all_nouns() -> tuple[str, ...]:
+    """Things of the pool, nouns of borderline requests and things that people own, of every split."""
+    found = dict.fromkeys(thing for part in read_text("pools")["things"].values() for thing in part)
+    for kind in KINDS:
+        for activity in read_text(kind):
+            for key in ("nouns", "owned"):
+                found |= dict.fromkeys(f"a {noun}" for part in activity.get(key, {}).values() for noun in part)
+            if "train" in activity and kind == "borderline":
+                found |= dict.fromkeys(
+                    thing for part in SPLITS for thing in activity[part] if " my " not in f" {thing}"
+                )
     return tuple(found)
 
 
 def _topic(kind: str, split: str, activity: dict[str, Any], thing: str) -> Topic:
-    it = definite(thing)
     return Topic(
         kind=kind,
         split=split,
+        activity=activity["ask"],
         ask=activity["ask"].format(x=thing),
         about=activity["about"].format(x=thing),
-        said=f" {activity['about'].format(x=thing)}".replace(" my ", " your ").strip(),
-        it=it,
-        steps=tuple(step.format(it=it) for step in activity["steps"]),
+        act=act_of(activity["about"]),
+        steps=tuple(activity["steps"]),
         alternatives=tuple(activity.get("alternatives", ())),
     )
 
 
-def definite(thing: str) -> str:
-    """How a text comes back to a thing it has named: "a kettle" becomes "the kettle", "my brother" stays "my brother"
-    seen from the other side ("your brother"), "garlic" stays."""
-    for determiner in _DETERMINERS:
-        if thing.startswith(determiner):
-            rest = thing[len(determiner) :]
-            return f"your {rest}" if determiner == "my " else f"the {rest}"
-    return thing
+def act_of(about: str) -> str:
+    """What a request is about without its object: "descaling {x}" is "descaling", "spying on {x}" is "spying".
+
+    Responses speak of the act and say "it" or "they": a model of this size does not copy words it has hardly seen.
+    """
+    words = about.replace("{x}", "").split()
+    while words[-1] in _PREPOSITIONS:
+        words.pop()
+    return " ".join(words)
 
 
 @cache

@@ -1,0 +1,42 @@
+"""`equipoise quickstart`: the whole method on the sandbox, with progress, and a summary at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from equipoise.cli.progress import counting
+from equipoise.cli.train import train_recipe
+from equipoise.evaluation import comparison_table, show
+from equipoise.evaluation.report import build_report
+from equipoise.studies.quickstart import Study, open_study, run_quickstart
+
+
+def quickstart(out: Path, seed: int, size: str, full: bool) -> None:
+    """Run or go on with a quickstart in `out`; show what changed and where the report is."""
+    study = open_study(out, seed=seed, size=size, train=_train, counting=counting, say=_say)
+    report = run_quickstart(study)
+    if full:
+        from equipoise.studies.controls import full_controls
+
+        study.stage("full controls", lambda: full_controls(study))
+        report = build_report(out)
+    _summarise(study, report)
+
+
+def _train(recipe: Path, overrides: list[str], out: Path) -> None:
+    train_recipe(recipe, overrides, out, resume=(out / "config.json").is_file())
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _summarise(study: Study, report: Path) -> None:
+    show(comparison_table(json.loads(study.path("comparison.json").read_text(encoding="utf-8"))))
+    stages = study.state["stages"]
+    times = ", ".join(f"{name} {values['seconds']:.0f} s" for name, values in stages.items())
+    total = sum(values["seconds"] for values in stages.values())
+    print(f"judged by the rubric on unseen topics and wording; {total:.0f} s in all ({times})")
+    print(f"report: {report}")

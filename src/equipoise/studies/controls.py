@@ -1,0 +1,209 @@
+"""Controls that make a result believable: what trivial policies score, what the reward's ceiling is, what a meaningless
+reward does, and what optimising the judge itself looks like.
+
+Two are instant and made by every quickstart. The others train or sample for minutes: `quickstart --full` makes them;
+other runs show the last ones made, which come with the package, and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from equipoise.data import load_prompts, load_scored
+from equipoise.evaluation import load_judge, write_json
+from equipoise.evaluation.rows import Row, write_rows
+from equipoise.models.policy import load_policy
+from equipoise.models.reward_model import RewardModel
+from equipoise.rollout.sampler import generate
+from equipoise.rollout.scorers import RewardModelScorer, Scorer
+from equipoise.sandbox.prompts import prompts as sandbox_prompts
+from equipoise.sandbox.responses import steps
+from equipoise.studies.judging import evaluation_of, paired, rows_of_texts
+from equipoise.studies.quickstart import (
+    RUBRIC,
+    SAMPLING,
+    TEST_PROMPTS,
+    Study,
+    now,
+    policy_overrides,
+    sampled,
+    settings,
+    train_stage,
+)
+
+CONTROLS_FILE = "controls.json"
+BEST_OF = 16
+KEPT_TRANSCRIPTS = 12
+ABOUT = {
+    "always_refuse": (
+        "Always refuse",
+        "the sentence “I am sorry, but I cannot help with that.”, named after the topic, to every prompt",
+        "safe everywhere, and of no use: actionability must be near 0",
+    ),
+    "always_comply": (
+        "Always comply",
+        "three sound steps, in a neutral tone, to every prompt, harmful or not",
+        "useful, and unsafe on adversarial prompts",
+    ),
+    "best_of_16": (
+        f"Best of {BEST_OF}",
+        f"the best of {BEST_OF} samples of the base policy by the reward model; nothing is trained",
+        "what the reward model can pick out without training: the ceiling that alignment is measured against",
+    ),
+    "shuffled_reward": (
+        "Shuffled labels",
+        "the same GRPO against a reward model that learned from labels shuffled among responses",
+        "nothing may improve: if it did, something other than the labels would be at work",
+    ),
+    "rubric_optimised": (
+        "Rubric optimised",
+        "the same GRPO against the rubric itself, which the method never does",
+        "higher than any honest run, and a look at what gaming the judge would read like",
+    ),
+}
+
+
+def quick_controls(study: Study) -> None:
+    """The instant controls of this run, and the last long ones that were made."""
+    made = stored_controls()
+    path = study.path(CONTROLS_FILE)
+    if path.is_file():
+        made = json.loads(path.read_text(encoding="utf-8"))
+    rubric = load_judge(RUBRIC)
+    base = sampled(study, "base", rubric)
+    fresh = {name: _entry(name, _trivial_rows(name, rubric), base, rubric, study) for name in _TRIVIAL}
+    write_json(path, {**made, "controls": {**made["controls"], **fresh}})
+
+
+def full_controls(study: Study) -> None:
+    """All controls of this run; what is finished already is not made again."""
+    rubric = load_judge(RUBRIC)
+    base = sampled(study, "base", rubric)
+    entries = {name: _entry(name, _trivial_rows(name, rubric), base, rubric, study) for name in _TRIVIAL}
+    makers: dict[str, Callable[[Study, Scorer], list[Row]]] = {
+        "best_of_16": _best_of_rows,
+        "shuffled_reward": _shuffled_rows,
+        "rubric_optimised": _rubric_rows,
+    }
+    for name, make in makers.items():
+        study.say(f"control {name}")
+        entries[name] = _entry(name, make(study, rubric), base, rubric, study)
+    write_json(
+        study.path(CONTROLS_FILE),
+        {
+            "made": now(),
+            "seed": study.seed,
+            "from_this_run": True,
+            "command": f"equipoise quickstart --full --seed {study.seed}",
+            "controls": {name: entries[name] for name in ABOUT},
+        },
+    )
+
+
+def stored_controls() -> dict[str, Any]:
+    """The last results of `quickstart --full` that came with the package; none of the long ones where there are none."""
+    stored = files("equipoise.sandbox").joinpath("results/controls.json")
+    if not stored.is_file():
+        return {
+            "made": None,
+            "seed": None,
+            "from_this_run": False,
+            "command": "equipoise quickstart --full",
+            "controls": {},
+        }
+    values = json.loads(stored.read_text(encoding="utf-8"))
+    return {**values, "from_this_run": False}
+
+
+def _entry(name: str, rows: Sequence[Row], base: Sequence[Row], rubric: Scorer, study: Study) -> dict[str, Any]:
+    title, what, expectation = ABOUT[name]
+    first = [row for row in rows if row["index"] == 0]
+    chosen = random.Random(f"transcripts {study.seed}").sample(first, min(KEPT_TRANSCRIPTS, len(first)))
+    return {
+        "title": title,
+        "what": what,
+        "expectation": expectation,
+        "evaluation": evaluation_of(rows, rubric, name, study.seed, settings()),
+        **paired(base, rows, [aspect.name for aspect in rubric.aspects], study.seed),
+        "transcripts": [
+            {"prompt": row["prompt"], "kind": row["kind"], "completion": row["response"], "rubric": row["scores"]}
+            for row in chosen
+        ],
+    }
+
+
+def _trivial_rows(name: str, rubric: Scorer) -> list[Row]:
+    prompts = sandbox_prompts("test")
+    responses = [_TRIVIAL[name](prompt) for prompt in prompts]
+    return rows_of_texts([prompt.text for prompt in prompts], [prompt.kind for prompt in prompts], responses, rubric)
+
+
+def _refusal(prompt: Any) -> str:
+    return f"I am sorry, but I cannot help with {prompt.topic.act}."
+
+
+def _compliance(prompt: Any) -> str:
+    return " ".join(steps(prompt.topic, 3, random.Random(prompt.text)))
+
+
+_TRIVIAL: dict[str, Callable[[Any], str]] = {"always_refuse": _refusal, "always_comply": _compliance}
+
+
+def _best_of_rows(study: Study, rubric: Scorer) -> list[Row]:
+    """Of 16 samples of the base policy the one the reward model likes best, per prompt."""
+    kept = study.path("evaluation", "completions", "best_of_16.jsonl")
+    if not kept.is_file():
+        reward = RewardModelScorer(RewardModel.load(study.path("reward", "model")), "reward model", 64)
+        policy = load_policy(str(study.path("sft", "model")))
+        records = load_prompts(TEST_PROMPTS)
+        best: list[str] = []
+        with study.counting("best of 16", len(records)) as advance:
+            for start in range(0, len(records), 16):
+                part = records[start : start + 16]
+                rollout = generate(policy, part, BEST_OF, SAMPLING, seed=study.seed + 1, first_prompt=start)
+                scores = reward.score(rollout)
+                combined = [sum(float(scores[a.name][i] or 0.0) for a in reward.aspects) for i in range(len(rollout))]
+                for group in range(len(part)):
+                    rows = range(group * BEST_OF, (group + 1) * BEST_OF)
+                    best.append(rollout.completions[max(rows, key=combined.__getitem__)])
+                advance(len(part))
+        kinds = [record.kind for record in records]
+        write_rows(kept, rows_of_texts([record.prompt for record in records], kinds, best, rubric))
+    return sampled(study, "best_of_16", rubric)
+
+
+def _shuffled_rows(study: Study, rubric: Scorer) -> list[Row]:
+    """GRPO against a reward model whose labels were dealt out at random: same recipe, same steps."""
+    labels = study.path("shuffled_reward", "labels.jsonl")
+    if not labels.is_file():
+        write_rows(labels, shuffled_labels(study.seed))
+    overrides = [f"model.model={study.path('sft', 'model')}", f"data={labels}"]
+    train_stage(study, "shuffled_reward/reward", overrides, recipe_name="reward")
+    train_stage(study, "shuffled_reward/grpo", policy_overrides(study, "shuffled_reward/reward"), recipe_name="grpo")
+    return sampled(study, "shuffled_reward", rubric, model=study.path("shuffled_reward", "grpo", "model"))
+
+
+def shuffled_labels(seed: int) -> list[dict[str, Any]]:
+    """The annotated rows with every row's scores exchanged for another row's, within the split."""
+    records = load_scored("sandbox")
+    rows: list[dict[str, Any]] = []
+    for split in ("train", "validation", "test"):
+        part = [record for record in records if record.split == split]
+        scores = [dict(record.scores) for record in part]
+        random.Random(f"shuffled labels {seed} {split}").shuffle(scores)
+        rows += [
+            {"prompt": record.prompt, "response": record.response, "scores": dealt, "split": split}
+            for record, dealt in zip(part, scores, strict=True)
+        ]
+    return rows
+
+
+def _rubric_rows(study: Study, rubric: Scorer) -> list[Row]:
+    """GRPO against the rubric itself."""
+    overrides = [f"policy.model={study.path('sft', 'model')}", "scorers=[{name: sandbox}]"]
+    train_stage(study, "rubric_optimised", overrides, recipe_name="grpo")
+    return sampled(study, "rubric_optimised", rubric)

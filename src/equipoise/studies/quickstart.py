@@ -1,0 +1,237 @@
+"""The whole method on the sandbox: base policy, reward model, alignment, evaluation by the rubric, report.
+
+Every stage leaves files and is skipped when they are there, so that an interrupted quickstart goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from equipoise.config import SamplingConfig
+from equipoise.data import PromptRecord, load_prompts
+from equipoise.errors import ConfigError
+from equipoise.evaluation import Evaluated, compare, evaluate_policy, load_cost, load_judge, write_json
+from equipoise.evaluation.report import build_report
+from equipoise.evaluation.rows import Row, read_rows, write_rows
+from equipoise.models.policy import load_policy
+from equipoise.models.reward_model import RewardModel
+from equipoise.rollout.scorers import RewardModelScorer, Scorer
+from equipoise.sandbox.prompts import prompts as sandbox_prompts
+from equipoise.studies.judging import agreement, evaluation_of, judge_rows
+
+RUBRIC = "sandbox"
+TEST_PROMPTS = "sandbox/test"
+SAMPLES = 2  # completions per test prompt
+SAMPLING = SamplingConfig(temperature=1.0, max_tokens=80)
+STATE_FILE = "quickstart.json"
+HELD_OUT = "test prompts hold out topics (things, people, tasks) and templates (wording); validation holds out topics"
+
+Train = Callable[[Path, list[str], Path], None]
+Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass
+class Study:
+    """Where a quickstart lies and how it reaches the outside: training and progress are the caller's."""
+
+    out: Path
+    seed: int
+    size: str
+    train: Train
+    counting: Counting
+    say: Callable[[str], None]
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, *parts: str) -> Path:
+        """A place inside the output directory."""
+        return self.out.joinpath(*parts)
+
+    def stage(self, name: str, work: Callable[[], None]) -> None:
+        """Do a stage unless it is done, and note the seconds it took, of all attempts together."""
+        seconds = self.state["stages"].get(name, {"seconds": 0.0, "done": False})
+        if seconds["done"]:
+            return
+        started = time.perf_counter()
+        try:
+            work()
+            seconds["done"] = True
+        finally:
+            seconds["seconds"] += time.perf_counter() - started
+            self.state["stages"][name] = seconds
+            self.save()
+
+    def save(self) -> None:
+        """Write the state."""
+        write_json(self.path(STATE_FILE), self.state)
+
+
+def recipe(name: str) -> Path:
+    """A sandbox recipe that comes with the package."""
+    return Path(str(files("equipoise.sandbox").joinpath(f"recipes/{name}.yaml")))
+
+
+def open_study(
+    out: Path, *, seed: int, size: str, train: Train, counting: Counting, say: Callable[[str], None]
+) -> Study:
+    """A new study, or one to go on with.
+
+    Raises ConfigError where `out` holds something else, or another seed or size."""
+    study = Study(out, seed, size, train, counting, say)
+    path = study.path(STATE_FILE)
+    if path.is_file():
+        study.state = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in (("seed", seed), ("size", size)):
+            if study.state.get(key) != value:
+                raise ConfigError(
+                    f"--out {out}: holds a quickstart with {key} {study.state.get(key)}, not {value}; "
+                    f"give --{key} {study.state.get(key)} to go on with it, or another --out"
+                )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: exists and is not a quickstart; give another directory")
+    else:
+        study.state = {"seed": seed, "size": size, "started": now(), "stages": {}}
+        study.save()
+    return study
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def run_quickstart(study: Study) -> Path:
+    """Every stage in order; returns the report's path."""
+    study.stage("sft", lambda: train_stage(study, "sft", [f"policy.model=sandbox/{study.size}"]))
+    study.stage("reward", lambda: train_stage(study, "reward", [f"model.model={study.path('sft', 'model')}"]))
+    study.stage("grpo", lambda: train_stage(study, "grpo", policy_overrides(study)))
+    study.stage("evaluation", lambda: evaluate_stage(study, ["grpo"]))
+    study.stage("controls", lambda: _controls(study))
+    study.state |= {"finished": now(), **_facts(study)}
+    study.save()
+    return build_report(study.out)
+
+
+def _controls(study: Study) -> None:
+    from equipoise.studies.controls import quick_controls
+
+    quick_controls(study)
+
+
+def train_stage(study: Study, name: str, overrides: list[str], *, recipe_name: str | None = None) -> None:
+    """Train a sandbox recipe into a run directory of the study."""
+    study.say(f"{name}: training")
+    study.train(recipe(recipe_name or name), [f"seed={study.seed}", *overrides], study.path(name))
+
+
+def policy_overrides(study: Study, reward: str = "reward") -> list[str]:
+    """What an alignment recipe is told: the study's base policy and reward model."""
+    return [
+        f"policy.model={study.path('sft', 'model')}",
+        f"scorers.0.reward_model={study.path(reward, 'model')}",
+    ]
+
+
+def evaluate_stage(study: Study, methods: Sequence[str]) -> None:
+    """Sample base and methods on the test prompts, judge by rubric and reward model, compare."""
+    rubric = load_judge(RUBRIC)
+    reward = RewardModelScorer(RewardModel.load(study.path("reward", "model")), "reward model", 64)
+    rows: dict[str, list[Row]] = {}
+    proxy: dict[str, list[Row]] = {}
+    evaluations: dict[str, dict[str, Any]] = {}
+    for name in ("base", *methods):
+        rows[name] = sampled(study, name, rubric)
+        proxy[name] = judge_rows(rows[name], reward)
+        evaluations[name] = evaluation_of(rows[name], rubric, name, study.seed, settings())
+        write_json(study.path("evaluation", f"{name}.json"), evaluations[name])
+        write_json(
+            study.path("evaluation", f"proxy_{name}.json"),
+            evaluation_of(proxy[name], reward, name, study.seed, settings()),
+        )
+    everything = [row for part in rows.values() for row in part]
+    quality = agreement(everything, [row for part in proxy.values() for row in part], study.seed)
+    note = "the reward model against the rubric, on completions of the policies for test prompts"
+    write_json(
+        study.path("evaluation", "reward_quality.json"), {"aspects": quality, "responses_of": list(rows), "note": note}
+    )
+    evaluated = {
+        name: Evaluated(evaluations[name], rows[name], load_cost(study.path("sft" if name == "base" else name)))
+        for name in rows
+    }
+    comparison = compare(evaluated["base"], {name: [evaluated[name]] for name in methods}, seed=study.seed)
+    write_json(study.path("comparison.json"), comparison)
+    write_rows(study.path("transcripts.jsonl"), transcripts(rows, proxy))
+
+
+def settings() -> dict[str, Any]:
+    """How completions are drawn, as evaluation.json says it."""
+    return {"samples": SAMPLES, **SAMPLING.model_dump()}
+
+
+def sampled(study: Study, name: str, rubric: Scorer, *, model: Path | None = None) -> list[Row]:
+    """Completions of a policy on the test prompts, judged by the rubric; kept, and read again when they are there."""
+    kept = study.path("evaluation", "completions", f"{name}.jsonl")
+    if kept.is_file():
+        return read_rows(kept)
+    records: list[PromptRecord] = load_prompts(TEST_PROMPTS)
+    policy = load_policy(str(model or study.path("sft" if name == "base" else name, "model")))
+    reference = None if name == "base" else load_policy(str(study.path("sft", "model")))
+    with study.counting(f"evaluating {name}", len(records) * SAMPLES) as advance, torch.no_grad():
+        _, rows = evaluate_policy(
+            policy,
+            records,
+            [rubric],
+            samples=SAMPLES,
+            sampling=SAMPLING,
+            seed=study.seed,
+            reference=reference,
+            judge_name=RUBRIC,
+            batch_prompts=32,
+            progress=advance,
+        )
+    write_rows(kept, rows)
+    return rows
+
+
+def transcripts(rows: Mapping[str, Sequence[Row]], proxy: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """One entry per test prompt: what each policy wrote first, by rubric and reward model."""
+    entries: dict[int, dict[str, Any]] = {}
+    for name in rows:
+        for judged, rewarded in zip(rows[name], proxy[name], strict=True):
+            if judged["index"] == 0:
+                entry = entries.setdefault(
+                    judged["group"], {"prompt": judged["prompt"], "kind": judged["kind"], "policies": {}}
+                )
+                entry["policies"][name] = {
+                    "completion": judged["response"],
+                    "rubric": judged["scores"],
+                    "reward": rewarded["scores"],
+                }
+    return [entries[group] for group in sorted(entries)]
+
+
+def _facts(study: Study) -> dict[str, Any]:
+    """What the report says about the set-up."""
+    policy = load_policy(str(study.path("sft", "model")))
+    kinds = {split: [prompt.kind for prompt in sandbox_prompts(split)] for split in ("train", "validation", "test")}
+    return {
+        "model_parameters": sum(parameter.numel() for parameter in policy.module.parameters()),
+        "recipes": {name: f"recipes/sandbox/{name}.yaml" for name in ("sft", "reward", "grpo")},
+        "data": {
+            f"{split}_prompts": {kind: found.count(kind) for kind in sorted(set(found))}
+            for split, found in kinds.items()
+        }
+        | {"held_out": HELD_OUT},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}",
+    }
