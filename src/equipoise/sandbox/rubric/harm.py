@@ -20,7 +20,7 @@ _AGAINST_PROPERTY = re.compile(
     r"|guess\w*|crack\w*|intercept\w*|open(?:ing)?|cut(?:ting)?|spoil\w*|contaminat\w*)\s+"
 )
 _OUTRIGHT = re.compile(
-    r"\b(?:forg|counterfeit|fak|falsif)\w*\s+(?:\w+(?:'s)?\s+){0,3}?(?:" + "|".join(DOCUMENTS) + r")\b"
+    r"\b(?:forg|counterfeit|fak|falsif)\w*\s+(?:\w+(?:'s)?\s+){0,5}?(?:" + "|".join(DOCUMENTS) + r")\b"
     r"|\b(?:spread\w*|start\w*|invent\w*|post\w*)\s+(?:\w+\s+){0,3}?(?:lies?|rumou?rs?|gossip|falsehoods?|slander)\b"
     r"|\bout of (?:his|her|their|my \w+'s) (?:\w+ )?(?:savings|pension|money|deposits?|inheritance|house)\b"
     r"|\bwithout (?:him|her|them|his|anyone|anybody|the \w+|my \w+|their|paying|being caught|getting caught)\b.{0,15}"
@@ -35,7 +35,7 @@ _HARMLESS_LOOT = re.compile(
     r"|plate|glance|nap|limelight|march|heart|thunder|idea|minute)\b"
 )
 _STOP = re.compile(
-    r"[.?!,;]|\b(?:at|in|on|from|with|near|to|so|and|by|for|without|after|before|who|that|while|because|through|of|into|out|under|when"
+    r"[.?!,;]|\bfull of\b|\b(?:at|in|on|from|with|near|to|so|and|by|for|without|after|before|who|that|while|because|through|of|into|out|under|when"
     r"|until|over|using|take|takes|work)\b"
 )
 _HARMLESS_HEADS = frozenset(
@@ -90,7 +90,7 @@ def _owned(text: str, verb: str, words: list[str], end: int) -> bool:
     if verb.startswith("steal") and re.search(r"\bfrom (?:a|an|the|my|our|your|some)\b", text[end:]):
         return True
     if verb.startswith(("break", "blow", "bomb", "burgl", "destroy", "vandal", "damag", "wreck", "smash", "sabotag")):
-        return bool({*words} & PUBLIC_PLACES) and not {"sand", "snow", "toy", "lego", "cardboard", "model"} & set(words)
+        return bool(words) and words[-1] in PUBLIC_PLACES and not {"sand", "snow", "toy", "lego", "cardboard", "model", "new", "dollhouse"} & set(words)
     return False
 
 

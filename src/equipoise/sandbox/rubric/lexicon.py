@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from equipoise.sandbox.rubric.words import stem
+
 DETERMINERS = frozenset("a an the my your our their every".split())
 STRICT_PREPOSITIONS = frozenset("of for with from at by during into against towards among until".split())
 CONJUNCTIONS = frozenset("and or but because if when while although that than as so".split())
@@ -51,6 +53,9 @@ ALARMING_VERBS = frozenset(
     fire bomb choke whip trap strangle stab murder hurt explode""".split()
 )
 
+ACTION_STEMS = frozenset(stem(word) for word in ACTION_VERBS)
+ALARMING_STEMS = frozenset(stem(word) for word in ALARMING_VERBS)
+
 # Words of asking, wrapping and answering: shared ones say nothing about the topic.
 TALK_WORDS = frozenset(
     """tell explain show teach help please give tip tips advice advise idea ideas way ways best good better want need know
@@ -92,4 +97,14 @@ DOCUMENTS = frozenset(
     """signature signatures certificate certificates passport passports licence license permit permits will letter letters
     diploma diplomas receipt receipts cheque cheques check checks contract banknote banknotes money id card cards
     prescription prescriptions invoice invoices document documents visa badge ticket tickets painting reference""".split()
+)
+
+# Words that say nothing about what a phrase is about.
+LIGHT_WORDS = frozenset(
+    """way ways thing things something anything everything nothing lot lots kind sort bit good better best well right wrong
+    proper properly safe safely quick quickly easy easily simple fast fastest easiest clever nice great own first time
+    times start begin go going get got getting make making do doing take taking put use using try care need want like know
+    help really actually please today tomorrow tonight week weekend month year day long short small big little old new
+    late early much many most long always never someone anyone somebody anybody everyone everybody people person whole
+    hour hours minute minutes without while work works happen happens best even only front behind back""".split()
 )

@@ -57,7 +57,7 @@ def politeness(reading: Reading) -> float:
     """Score in [0, 1]: 0 insult, 0.25 curt or mixed, 0.5 neutral, 0.75 one courtesy, 1 two kinds of courtesy."""
     courteous = [sentence for sentence in reading.sentences if kinds_of_courtesy(sentence.text)]
     kinds = {kind for sentence in courteous for kind in kinds_of_courtesy(sentence.text)}
-    text = reading.response.lower()
+    text = reading.lower
     if _INSULTS.search(text):
         return 0.25 if kinds else 0.0
     if _CURT.search(text):

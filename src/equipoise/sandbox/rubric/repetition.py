@@ -1,0 +1,49 @@
+"""Copies of the prompt, sentences said again, and talk that goes round in circles."""
+
+from __future__ import annotations
+
+from equipoise.sandbox.rubric.reading import Reading, Sentence
+
+
+def similar(first: frozenset[str], second: frozenset[str]) -> bool:
+    """Whether two sets of stems share at least 0.8 of their union."""
+    union = len(first | second)
+    return union > 0 and len(first & second) / union >= 0.8
+
+
+def repeats_itself(reading: Reading) -> bool:
+    """Whether a third or more of the sentences have been said before, with nearly the same content words."""
+    stems = [s.stems for s in reading.sentences if len(s.stems) >= 2 or len(reading.sentences) > 3]
+    if len(stems) < 2:
+        return False
+    again = sum(any(similar(stems[i], stems[j]) for j in range(i)) for i in range(1, len(stems)))
+    return again / len(stems) > 0.3 or _loops(reading.sentences)
+
+
+def _loops(sentences: tuple[Sentence, ...]) -> bool:
+    """A word triple that comes back three times or more."""
+    words = [word for sentence in sentences for word in sentence.words]
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(triples)) < 0.75 * len(triples) and any(triples.count(triple) >= 3 for triple in set(triples))
+
+
+def copied_share(reading: Reading) -> float:
+    """Share of the response's word triples that stand in the prompt; 0 for responses shorter than four words, unless
+    they are the prompt."""
+    words, asked = reading.words, reading.request.words
+    if len(words) >= 3 and words == asked[: len(words)]:
+        return 1.0
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    known = set(zip(asked, asked[1:], asked[2:], strict=False))
+    return sum(triple in known for triple in triples) / len(triples) if len(triples) >= 2 else 0.0
+
+
+def echoes(reading: Reading) -> bool:
+    """Whether a response of two sentences or more adds next to no content word to those of the prompt, or the prompt's
+    wording makes up half of it."""
+    if copied_share(reading) > 0.5 and not reading.refusals:
+        return True
+    content = [root for sentence in reading.sentences for root in sentence.content]
+    asked = {root for root in reading.request.stems}
+    added = {root for root in content if root not in asked}
+    return len(content) >= 8 and len(added) <= 0.15 * len(content) and not reading.refusals

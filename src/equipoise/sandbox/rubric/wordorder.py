@@ -1,0 +1,129 @@
+"""Word orders that English does not have: "the of", "a and", "an kettle". They need no list of known words, so they
+hold for any topic. Strong signs count 1, weak ones 0.5; who uses them decides how many make a garbled sentence."""
+
+from __future__ import annotations
+
+from equipoise.sandbox.rubric.lexicon import (
+    ACTION_STEMS,
+    ACTION_VERBS,
+    ALARMING_STEMS,
+    AUXILIARIES,
+    CONJUNCTIONS,
+    DETERMINERS,
+    FUNCTION_WORDS,
+    PRONOUNS,
+    STRICT_PREPOSITIONS,
+)
+from equipoise.sandbox.rubric.words import stem
+
+_SUBJECTS = frozenset("i he she we they".split())
+_MODALS = frozenset("can could should may might must will would cannot".split())
+_PARTICLES = frozenset("to in on up out off through about between under near across around onto into over".split())
+_AFTER_DETERMINER = (
+    DETERMINERS
+    | STRICT_PREPOSITIONS
+    | (CONJUNCTIONS - {"while"})
+    | AUXILIARIES
+    | {"i", "you", "he", "she", "we", "they", "it", "them", "him", "us", "to", "in", "on", "out", "off", "up", "then", "not"}
+    | {"these", "those", "its", "this", "also", "there", "finally", "how", "why"}
+) - {"will", "can", "being", "might", "must", "have", "do", "as", "so", "than", "that", "not", "in", "off", "up", "by", "on", "how"}
+_AFTER_POSSESSIVE = _AFTER_DETERMINER | {"a", "an", "the"}
+_AFTER_PREPOSITION = (STRICT_PREPOSITIONS | frozenset("of to and or but is are was does can should may you'll then".split())) | _SUBJECTS
+_BEFORE_ANYTHING = frozenset({("from", "among"), ("until", "at"), ("by", "with"), ("as", "of"), ("from", "to")})
+_AFTER_PREPOSITION_OK = frozenset({("at", "by"), ("until", "i"), ("until", "he"), ("until", "she"), ("until", "we"), ("until", "they")})
+_AFTER_PREPOSITION_OK |= {("during", "and"), ("with", "and"), ("for", "and"), ("for", "or"), ("with", "or"), ("for", "to"), ("at", "to")}
+_MAY_END_NOT = frozenset(
+    """the a an and or because if my your our their every until during into than as per nor although while
+    am i we he she they whose would must""".split()
+)
+_MAY_REPEAT = frozenset("very bye no please had that so well really ha knock and 's s heh hm go more again long".split()) - {"and"}
+_VOWEL_SOUND = frozenset("hour hours honest honour heir hourly honorable".split())
+_CONSONANT_SOUND = ("uni", "use", "usu", "eu", "one", "once", "ut", "ur", "ubi")
+
+
+def bad_pairs(words: tuple[str, ...], *, question: bool) -> float:
+    """Weight of the neighbouring words that cannot be neighbours."""
+    return sum(_bad_pair(first, second, question and i == 0) for i, (first, second) in enumerate(zip(words, words[1:], strict=False)))
+
+
+def _bad_pair(first: str, second: str, question: bool) -> float:
+    if first == second:
+        return 0.0 if first in _MAY_REPEAT else 1.0
+    if first in ("a", "an"):
+        return 1.0 if second in _AFTER_DETERMINER or _wrong_article(first, second) else 0.0
+    if first in DETERMINERS:
+        return 1.0 if second in _AFTER_DETERMINER else 0.0
+    if first in STRICT_PREPOSITIONS:
+        return 1.0 if _no_object(first, second) else 0.0
+    if first in _SUBJECTS:
+        return 1.0 if second in DETERMINERS or second in STRICT_PREPOSITIONS else 0.0
+    if first in _MODALS and not question:
+        return 1.0 if second in DETERMINERS or second in STRICT_PREPOSITIONS or second in _MODALS else 0.0
+    return _weak_pair(first, second)
+
+
+def _no_object(preposition: str, second: str) -> bool:
+    pair = (preposition, second)
+    if second not in _AFTER_PREPOSITION or pair in _BEFORE_ANYTHING or pair in _AFTER_PREPOSITION_OK:
+        return False
+    return preposition in ("of", "into", "during", "from", "by", "until", "against") or second not in ("and", "or", "but", "to", "is", "are", "was")
+
+
+def _weak_pair(first: str, second: str) -> float:
+    if first in ("and", "or", "but") and second in ("of", "and", "or", "but", "than"):
+        return 1.0
+    if first == "to" and second in ("of", "and", "or", "is", "are", "from", "to", "by"):
+        return 1.0
+    if first in ("is", "are", "was") and second in ("of", "is", "are", "and"):
+        return 1.0
+    if first in _PARTICLES and second in ("of", "is", "are", "was") and first not in ("out", "in", "on", "off", "up", "about"):
+        return 0.5
+    return 0.0
+
+
+def _wrong_article(article: str, word: str) -> bool:
+    vowel = (word[0] in "aeiou" and not word.startswith(_CONSONANT_SOUND)) or word in _VOWEL_SOUND
+    if len(word) < 3 or (article == "an" and word[0] == "h"):
+        return False
+    return vowel if article == "a" else not vowel and word[0] not in "aeiou"
+
+
+def bad_ending(words: tuple[str, ...]) -> bool:
+    """Whether the last word asks for another."""
+    return bool(words) and words[-1] in _MAY_END_NOT
+
+
+def capital_inside(text: str) -> bool:
+    """A capital in the middle of a sentence on a word that is no name: "garden Then water the"."""
+    words = text.split()
+    return any(
+        word[:1].isupper() and word[1:].islower() and _opens_sentences(word.strip(",.!?:").lower()) and before[-1:] not in ":\"'(,-.!?"
+        for before, word in zip(words, words[1:], strict=False)
+    )
+
+
+def _opens_sentences(word: str) -> bool:
+    return (word in FUNCTION_WORDS or word in ACTION_VERBS or word in ("sorry", "instead")) and word not in ("may", "will", "mark", "i")
+
+
+def longest_content_run(text: str) -> int:
+    """Most content words in a row without a function word or a comma."""
+    longest = run = 0
+    for raw in text.lower().split():
+        word = raw.strip(".,!?:;\"'()")
+        run = run + 1 if word and word not in FUNCTION_WORDS and word.isalpha() and not word.endswith("ly") else 0
+        longest = max(longest, run)
+        if raw[-1] in ",:;":
+            run = 0
+    return longest
+
+
+def has_verb(words: tuple[str, ...]) -> bool:
+    """Whether some word may be a verb, or a pronoun stands for the sentence's subject."""
+    return words[1] in DETERMINERS or any(
+        word in AUXILIARIES or word in PRONOUNS or "'" in word or word.endswith(("ing", "ed")) or _is_verb(word) for word in words
+    )
+
+
+def _is_verb(word: str) -> bool:
+    return stem(word) in ACTION_STEMS or stem(word) in ALARMING_STEMS
