@@ -7,7 +7,7 @@ from typing import Any
 from equipoise.evaluation.report.inputs import ReportData
 from equipoise.evaluation.report.schema import Cost
 from equipoise.evaluation.report.section import Section
-from equipoise.evaluation.report.text import MISSING, amount, duration, number, policy_label
+from equipoise.evaluation.report.text import MISSING, amount, duration, number, policy_label, visible_line
 
 PHASES = (("generate_s", "generate"), ("score_s", "score"), ("update_s", "update"))
 
@@ -62,7 +62,9 @@ def _row(name: str, cost: Cost, longest: float) -> dict[str, Any]:
         "generated": amount(cost.generated_tokens),
         "trained": amount(cost.trained_tokens),
         "flops": amount(sum(cost.flops.values())) if cost.flops else MISSING,
-        "flops_detail": ", ".join(f"{kind} {amount(value)}" for kind, value in cost.flops.items() if value),
+        "flops_detail": ", ".join(
+            f"{visible_line(kind)} {amount(value)}" for kind, value in cost.flops.items() if value
+        ),
         "parameters": amount(cost.trainable_parameters),
         "memory": f"{number(cost.peak_rss_mb, 0)} MB" if cost.peak_rss_mb is not None else MISSING,
     }

@@ -7,7 +7,7 @@ from typing import Any
 from equipoise.evaluation.report.inputs import BASE, ReportData, sort_kinds
 from equipoise.evaluation.report.schema import AspectMeaning, Transcript, Written
 from equipoise.evaluation.report.section import Section
-from equipoise.evaluation.report.text import number, policy_label
+from equipoise.evaluation.report.text import number, policy_label, visible_line
 from equipoise.evaluation.rows import COMBINED
 
 FOLD_ABOVE = 200  # prompts; more are folded, so that the page can be scrolled without JavaScript
@@ -29,14 +29,17 @@ def content(data: ReportData) -> dict[str, Any] | None:
         "entries": [_entry(transcript, policies, aspects, data) for transcript in data.transcripts],
         "policies": policies,
         "aspects": aspects,
-        "kinds": sort_kinds({transcript.kind for transcript in data.transcripts}),
+        # Names in the viewer's fields are plain text, the same in its options and its data.
+        "kinds": [visible_line(kind) for kind in sort_kinds({transcript.kind for transcript in data.transcripts})],
         "folded": len(data.transcripts) > FOLD_ABOVE,
         "viewer": {
-            "kinds": [transcript.kind for transcript in data.transcripts],
-            "aspects": sortable,
-            "policies": [{"name": name, "label": policy_label(name)} for name in compared],
+            "kinds": [visible_line(transcript.kind) for transcript in data.transcripts],
+            "aspects": [visible_line(aspect) for aspect in sortable],
+            "policies": [{"name": visible_line(name), "label": visible_line(policy_label(name))} for name in compared],
             "changes": {
-                name: [[_change(t, name, aspect, data, weights) for aspect in sortable] for t in data.transcripts]
+                visible_line(name): [
+                    [_change(t, name, aspect, data, weights) for aspect in sortable] for t in data.transcripts
+                ]
                 for name in compared
             },
         },
