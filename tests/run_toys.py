@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tests.dpo_toys import dpo_values, write_pairs
 from tests.toy import (
     grpo_values,
     reward_values,
@@ -32,6 +33,7 @@ class World:
         self.prompts = write_prompts(directory / "prompts.jsonl")
         self.demonstrations = write_demonstrations(directory / "demonstrations.jsonl")
         self.scored = write_scored(directory / "scored.jsonl")
+        self.pairs = write_pairs(directory / "pairs.jsonl")
 
     def recipe(self, name: str, values: dict[str, Any]) -> Path:
         """Write a recipe file."""
@@ -48,6 +50,11 @@ class World:
         """An SFT recipe file of one thread."""
         policy = {"model": str(self.model)} | ({"lora": LORA} if lora else {})
         return self.recipe(name, sft_values(self.model, self.demonstrations, threads=1, **{"policy": policy} | changes))
+
+    def dpo(self, name: str = "dpo", *, lora: bool = False, **changes: Any) -> Path:
+        """A DPO recipe file of one thread."""
+        policy = {"model": str(self.model)} | ({"lora": LORA} if lora else {})
+        return self.recipe(name, dpo_values(self.model, self.pairs, threads=1, **{"policy": policy} | changes))
 
     def reward(self, name: str = "reward", **changes: Any) -> Path:
         """A reward recipe file of one thread."""

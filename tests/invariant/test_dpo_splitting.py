@@ -66,6 +66,8 @@ def test_micro_batches_of_a_run(directory: Path, tmp_path: Path, kind: str) -> N
     for parts, their_lines, their_reference in found[1:]:
         for one, other in zip(lines, their_lines, strict=True):
             for name, value in one.items():
+                if name == "dpo/accuracy" and one["step"] == 1:
+                    continue  # before the first update a margin is 0 up to rounding, and so is its sign
                 assert name.startswith("time/") or other[name] == pytest.approx(value, rel=1e-6, abs=1e-12), name
         for ours, theirs in zip(parts, whole, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)

@@ -46,6 +46,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo-batch": ("grpo", {"scale": "batch", "zero_variance": "skip", "mask_truncated": True, **TWO_SCORES}),
     "sft-lora": ("sft", {"lora": True, "micro_batch_size": 1, "batch_size": 5, "evaluate_every": 1}),
     "sft-full": ("sft", {"micro_batch_size": 2, "batch_size": 7}),
+    # Micro-batches of uneven number, a last batch that one rank has fewer pairs of, held-out pairs of odd number.
+    "dpo-lora": ("dpo", {"lora": True, "micro_batch_size": 1, "batch_size": 5, "sft_coefficient": 0.1}),
+    "dpo-ipo": ("dpo", {"kind": "ipo", "micro_batch_size": 2, "batch_size": 7, "evaluate_every": 1}),
     "reward": ("reward", {"micro_batch_size": 3, "batch_size": 7, "evaluate_every": 2}),
     "reward-equal": ("reward", {"aspect_balance": "equal", "batch_size": 6, "num_epochs": 1}),
 }
@@ -149,7 +152,9 @@ def test_two_ranks_equal_one_process(
     assert len(ours) == len(theirs) >= 3
     for one, both in zip(ours, theirs, strict=True):
         for key, value in one.items():
-            if not key.startswith(("time/", "sampler/")):
+            # Before the first update every margin is 0, up to rounding: its sign is that of the rounding.
+            of_rounding = key == "dpo/accuracy" and one["step"] == 1
+            if not key.startswith(("time/", "sampler/")) and not of_rounding:
                 same = value == both[key] or math.isclose(value, both[key], rel_tol=1e-5, abs_tol=TOLERANCE)
                 assert same, (one["step"], key, value, both[key])
     one, both = weights(tmp_path / "one"), weights(two[name])
