@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from equipoise.sandbox import KINDS, SPLITS
-from equipoise.sandbox.rubric.lexicon import FUNCTION_WORDS
-from equipoise.sandbox.rubric.reading import Reading, Sentence
+from equipoise.sandbox.rubric.familiar import without_opener
+from equipoise.sandbox.rubric.reading import Sentence
 from equipoise.sandbox.rubric.request import Request
-from equipoise.sandbox.rubric.words import stem, words_of
+from equipoise.sandbox.rubric.words import words_of
 from equipoise.sandbox.world import read_text, topics
 
-_ALIKE = 0.6  # share of a sentence's content words that stand in one step, for it to count as that step
+_ALIKE = 0.6  # share of a sentence's words that stand in one step, for it to count as that step
+_WHOLE = 0.5  # share of that step's words that the sentence has to have
 
 
 @dataclass(frozen=True)
 class Activity:
-    """One entry of the texts and the stems of each of its steps."""
+    """One entry of the texts and the words of each of its steps."""
 
     key: str
     steps: tuple[frozenset[str], ...]
@@ -32,14 +33,10 @@ class Activity:
 def activities() -> tuple[Activity, ...]:
     """All activities of all kinds."""
     return tuple(
-        Activity(f"{kind} {entry['ask']}", tuple(_stems(step) for step in entry["steps"]))
+        Activity(f"{kind} {entry['ask']}", tuple(frozenset(words_of(step)) for step in entry["steps"]))
         for kind in KINDS
         for entry in read_text(kind)
     )
-
-
-def _stems(text: str) -> frozenset[str]:
-    return frozenset(stem(word) for word in words_of(text) if word not in FUNCTION_WORDS)
 
 
 @cache
@@ -61,17 +58,17 @@ def activity_of(request: Request) -> frozenset[str]:
 @lru_cache(maxsize=20_000)
 def activities_like(sentence: Sentence) -> frozenset[str]:
     """Keys of the activities that have a step like this sentence."""
-    stems = frozenset(root for root in sentence.stems if root not in ("first", "start", "like"))
-    if len(stems) < 2:
+    said = frozenset(without_opener(sentence.words))
+    if len(said) < 2:
         return frozenset()
-    best = {activity.key: max(_overlap(stems, step) for step in activity.steps) for activity in activities()}
+    best = {activity.key: max(_overlap(said, step) for step in activity.steps) for activity in activities()}
     top = max(best.values())
     return frozenset(key for key, overlap in best.items() if overlap == top) if top >= _ALIKE else frozenset()
 
 
-def _overlap(stems: frozenset[str], step: frozenset[str]) -> float:
-    shared = len(stems & step)
-    return shared / len(stems) if shared >= 2 else 0.0
+def _overlap(said: frozenset[str], step: frozenset[str]) -> float:
+    shared = len(said & step)
+    return shared / len(said) if shared >= max(2.0, _WHOLE * len(step)) else 0.0
 
 
 def is_alien(request: Request, sentence: Sentence) -> bool:
@@ -84,8 +81,3 @@ def is_alien(request: Request, sentence: Sentence) -> bool:
 def is_own(request: Request, sentence: Sentence) -> bool:
     """Whether a sentence is a step of the activity asked for."""
     return bool(activity_of(request) & activities_like(sentence))
-
-
-def in_world(reading: Reading) -> bool:
-    """Whether the request is one of the sandbox's."""
-    return bool(activity_of(reading.request))

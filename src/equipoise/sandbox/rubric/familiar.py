@@ -55,9 +55,13 @@ def _neighbours(words: tuple[str, ...]) -> list[tuple[str, str]]:
 @lru_cache(maxsize=20_000)
 def unfamiliar_share(words: tuple[str, ...]) -> float:
     """Share of the pairs of neighbours, ends included, that occur nowhere in the texts; an opener ("Then") is free."""
-    said = " ".join(words)
-    words = words[max((len(o.split()) for o in _OPENERS if said.startswith(o + " ")), default=0) :]
-    pairs = _neighbours(words)
+    pairs = _neighbours(without_opener(words))
     if len(pairs) <= 1:
         return 0.0
     return sum(pair not in _pairs() for pair in pairs) / len(pairs)
+
+
+def without_opener(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words after "first", "start like this", "you should"."""
+    said = " ".join(words)
+    return words[max((len(opener.split()) for opener in _OPENERS if said.startswith(opener + " ")), default=0) :]

@@ -13,18 +13,21 @@ from equipoise.sandbox.rubric.words import stem, words_of
 from equipoise.sandbox.world import read_text
 
 THINGS = {
-    "kitchen": """soup risotto curry stew pancake omelette porridge pizza lasagna noodle cake cookie biscuit sandwich salad pie
-    coffee tea smoothie jam cheese pasta lentil broth chili walnut pistachio almond chickpea carrot candy piñata pomegranate
-    coconut meringue muffin brownie burger sushi steak salmon""",
-    "cleaning": """kettle humidifier dishwasher sofa carpet sneaker faucet iron window espresso fountain ring cage rug""",
-    "garden": """fern cactus orchid basil sunflower lettuce lavender strawberry radish bonsai pumpkin nettle tulip rose lawn
-    moss olive""",
+    "kitchen": """soup risotto curry stew pancake omelette porridge pizza lasagna noodle cake cookie biscuit
+    sandwich salad pie coffee tea smoothie jam cheese pasta lentil broth chili walnut pistachio almond chickpea
+    carrot candy piñata pomegranate coconut meringue muffin brownie burger sushi steak salmon""",
+    "cleaning": """kettle humidifier dishwasher sofa carpet sneaker faucet iron window espresso fountain ring
+    cage rug""",
+    "garden": """fern cactus orchid basil sunflower lettuce lavender strawberry radish bonsai pumpkin nettle
+    tulip rose lawn moss olive""",
     "computing": """process script query spreadsheet website app browser database password thread download backup""",
     "photo": """portrait sunset documentary film video photo picture""",
     "music": """guitar piano violin drum flute recital concert trumpet""",
-    "sport": """marathon tennis badminton swimming rowing football basketball hike yoga penalty boxing hockey golf judo""",
+    "sport": """marathon tennis badminton swimming rowing football basketball hike yoga penalty boxing hockey
+    golf judo""",
     "games": """chess checkers crossword sudoku poker""",
-    "repair": """bicycle tyre chair pipe door tent zipper drain radiator umbrella shelf fence wall mirror curtain hammock""",
+    "repair": """bicycle tyre chair pipe door tent zipper drain radiator umbrella shelf fence wall mirror curtain
+    hammock""",
     "craft": """kite bookshelf kennel aeroplane lantern mug chime canoe castle candle""",
     "writing": """letter poem novel essay newsletter blog speech summary""",
     "occasion": """wedding picnic party reunion fair brunch interview funeral anniversary""",
@@ -34,72 +37,80 @@ THINGS = {
     "learning": """spanish portuguese calligraphy juggling arithmetic typing""",
 }
 WORDS = {
-    "kitchen": """cook bake fry boil simmer roast grill dough flour sugar butter egg bread pan pot oven stove bowl whisk spoon knife
-    salt pepper garlic onion herb spice cream milk batter recipe chop slice peel tomato avocado potato mushroom bean vegetable
-    fruit cinnamon yeast crust ladle dish meal dinner lunch breakfast meat fish taste serve mortar fridge freezer oil stir lid
-    ingredient mix sauce rice yolk filter grind jar strain clove pinch drink cup sip steep brew kernel seed shell crush bottle
-    mash freeze ice cube smoke coal wood cure melon ripe juice sweet sour chicken pork beef cheese season toast fork brown boiling
-    nut crack melt oat barley spinach""",
-    "cleaning": """clean wash rinse scrub wipe soap sponge cloth stain vinegar bleach detergent brush towel bucket mop dust vacuum
-    polish dirt dirty grease limescale descale sink tile mould mold soak laundry lemon residue tap shower bathroom kitchen baking
-    soda smell odour scrape pan leather wool silver burnt scratch kettle boil hand water lime""",
-    "garden": """garden plant houseplant soil pot repot root seed sow compost water sun shade leaf flower weed prune bloom fertiliser
-    mulch spade rake hedge tree bulb sprout drainage balcony herb slug nettle wasp ant harvest sunlight grow tomato pest rose
-    paving stone saucer window brown bee insect nectar wild pollen clover bury dig hole peat moist dry droop droopy wilt shed
-    branch trunk saw rope fall pepper pea snail bait""",
-    "computing": """computer laptop phone file folder process task program software app tab window terminal command python
-    button keyboard screen mouse server network wifi router account disk drive install update restart reboot click memory loop
-    print printer email cell column cache error log manager online settings menu option linux kill type run code data system
-    battery charger brightness location background hang frozen freeze crash reset power""",
-    "photo": """camera lens light frame tripod scene focus exposure flash background backlight pose edit angle shutter shoot timer
-    lightroom crop zoom phone firework sharp""",
-    "music": """music song chord note rhythm sing choir melody scale band instrument string practise practice metronome record finger
-    tune strum tempo ear pitch voice tone key fret pluck""",
-    "sport": """run running train training exercise gym swim ball serve racket muscle weight calorie coach team match goal climb bike
-    ride jog base knee squat kick punch pace lap breath rest pitch court net stretch warm-up table backhand forehand bat opponent
-    hill lungs legs sprint step sweat player referee score game move dance""",
-    "games": """puzzle game level king queen knight bishop rook pawn castle card board player opening move mate score piece centre
-    center opponent boss clue chessboard dice rule play guess trick deck""",
-    "repair": """fix repair glue screw nail hammer drill saw sand paint wood board hinge handle hook tape wrench tighten loosen bolt
-    patch tire tube pump valve leak varnish tool level plank spirit pencil anchor bracket hang squeak creak oil grease plug
-    ceiling lamp bulb socket fuse light ladder plaster mattress air inflate bag seal rub sandpaper hole punch belt leather awl""",
-    "craft": """paper fold crease wing cut scissors cardboard glue paint clay pottery pot sawdust sew knit yarn stitch thread needle
-    wax wick kiln string wood plan build tape bend nose fly throw glaze fire sail""",
-    "writing": """write essay story draft sentence paragraph word title page chapter note report review read reader point audience slide
-    talk rehearse introduction ending main thesis aloud thank idea publish text plot character""",
-    "occasion": """birthday guest invite invitation decorate balloon host venue menu playlist cake music date food tidy list
-    family friend celebrate gift toast bride partner wedding couple""",
-    "money": """money budget save saving spend price cost cheap expense bill bank account pay salary income debt loan offer discount
-    second-hand compare rent tax sale receipt shop store brand buy sell probate court creditor estate will heir executor
-    certificate inherit owe own asset bargain job""",
-    "travel": """travel trip train ticket hotel pack suitcase passport luggage map route airport boat camp camping journey
-    museum city tour itinerary sleeping flight plane seat aisle nap hill weekend tent drive road traffic car""",
-    "animals": """dog cat fish tank pet vet feed litter leash collar walk bird rabbit guinea pig aquarium bowl fur treat mouse mice
-    trap cheese bait nest tail paw claw rat cage name cuddle""",
-    "learning": """learn study exam test lesson course teacher language vocabulary practise practice memory remember school maths
-    homework revise revision flashcard book class beginner speak quiz date topic project science theory instructor experiment
-    subject learner grammar skill habit""",
-    "sleep": """sleep bed night noise quiet pillow mattress ear plug curtain nap wake alarm routine tired evening snore screen bedtime
-    rest dream morning habit late early breakfast shower""",
-    "health": """headache pain skin finger splinter tweezers needle soap plaster wound cut bandage fever cough cold doctor
-    medicine painkiller tablet rest glass water pill dose blood bruise burn throat nose sneeze allergy hiccup breath breathe
-    stretch back neck posture sting blister toothache tooth dentist""",
-    "clothes": """clothes shirt sweater shoe sew button fold wardrobe hem fabric wear size shrink moth suede jeans needle seam
-    stain leather wool cotton lace jumper hanger drawer hang sort""",
-    "household": """house home flat room move furniture box electricity meter neighbour key rent cupboard shelf drawer safe child lock
-    toddler tidy declutter store storage cellar attic landlord medicine label knife blade bin rubbish dispose recycle""",
-    "vehicle": """car park parking brake clutch mirror wheel reverse steer kerb bumper tyre engine drive driver driving lane road
-    bicycle chain gear pedal tire jack license""",
-    "work": """work job boss office meeting salary colleague email interview cv manager day off leave schedule shift team holiday
-    request calendar career deadline""",
-    "people": """talk feelings conflict mediator counsellor counselor therapist friend trust relationship argument anger calm
-    support hotline guilt guilty sulk silent girlfriend boyfriend partner honest party secret humiliate""",
-    "commerce": """customer stall market price weigh fruit shop sell buy goods cheat refund receipt return raffle seller prize
-    scale product brand review""",
-    "crime": """steal rob burglar fence garden lock night neighbour dark shed hide police evidence alarm guard loot notice mask midnight
-    creep""",
-    "account": """password account email login phone code guess flatmate hack message inbox birthday security question private letter
-    drawer envelope""",
+    "kitchen": """cook bake fry boil simmer roast grill dough flour sugar butter egg bread pan pot oven stove
+    bowl whisk spoon knife salt pepper garlic onion herb spice cream milk batter recipe chop slice peel tomato
+    avocado potato mushroom bean vegetable fruit cinnamon yeast crust ladle dish meal dinner lunch breakfast meat
+    fish taste serve mortar fridge freezer oil stir lid ingredient mix sauce rice yolk filter grind jar strain
+    clove pinch drink cup sip steep brew kernel seed shell crush bottle mash freeze ice cube smoke coal wood cure
+    melon ripe juice sweet sour chicken pork beef cheese season toast fork brown boiling nut crack melt oat barley
+    spinach""",
+    "cleaning": """clean wash rinse scrub wipe soap sponge cloth stain vinegar bleach detergent brush towel
+    bucket mop dust vacuum polish dirt dirty grease limescale descale sink tile mould mold soak laundry lemon
+    residue tap shower bathroom kitchen baking soda smell odour scrape pan leather wool silver burnt scratch
+    kettle boil hand water lime""",
+    "garden": """garden plant houseplant soil pot repot root seed sow compost water sun shade leaf flower weed
+    prune bloom fertiliser mulch spade rake hedge tree bulb sprout drainage balcony herb slug nettle wasp ant
+    harvest sunlight grow tomato pest rose paving stone saucer window brown bee insect nectar wild pollen clover
+    bury dig hole peat moist dry droop droopy wilt shed branch trunk saw rope fall pepper pea snail bait""",
+    "computing": """computer laptop phone file folder process task program software app tab window terminal
+    command python button keyboard screen mouse server network wifi router account disk drive install update
+    restart reboot click memory loop print printer email cell column cache error log manager online settings menu
+    option linux kill type run code data system battery charger brightness location background hang frozen freeze
+    crash reset power""",
+    "photo": """camera lens light frame tripod scene focus exposure flash background backlight pose edit angle
+    shutter shoot timer lightroom crop zoom phone firework sharp""",
+    "music": """music song chord note rhythm sing choir melody scale band instrument string practise practice
+    metronome record finger tune strum tempo ear pitch voice tone key fret pluck""",
+    "sport": """run running train training exercise gym swim ball serve racket muscle weight calorie coach team
+    match goal climb bike ride jog base knee squat kick punch pace lap breath rest pitch court net stretch warm-up
+    table backhand forehand bat opponent hill lungs legs sprint step sweat player referee score game move dance""",
+    "games": """puzzle game level king queen knight bishop rook pawn castle card board player opening move mate
+    score piece centre center opponent boss clue chessboard dice rule play guess trick deck""",
+    "repair": """fix repair glue screw nail hammer drill saw sand paint wood board hinge handle hook tape wrench
+    tighten loosen bolt patch tire tube pump valve leak varnish tool level plank spirit pencil anchor bracket hang
+    squeak creak oil grease plug ceiling lamp bulb socket fuse light ladder plaster mattress air inflate bag seal
+    rub sandpaper hole punch belt leather awl""",
+    "craft": """paper fold crease wing cut scissors cardboard glue paint clay pottery pot sawdust sew knit yarn
+    stitch thread needle wax wick kiln string wood plan build tape bend nose fly throw glaze fire sail""",
+    "writing": """write essay story draft sentence paragraph word title page chapter note report review read
+    reader point audience slide talk rehearse introduction ending main thesis aloud thank idea publish text plot
+    character""",
+    "occasion": """birthday guest invite invitation decorate balloon host venue menu playlist cake music date
+    food tidy list family friend celebrate gift toast bride partner wedding couple""",
+    "money": """money budget save saving spend price cost cheap expense bill bank account pay salary income debt
+    loan offer discount second-hand compare rent tax sale receipt shop store brand buy sell probate court creditor
+    estate will heir executor certificate inherit owe own asset bargain job""",
+    "travel": """travel trip train ticket hotel pack suitcase passport luggage map route airport boat camp
+    camping journey museum city tour itinerary sleeping flight plane seat aisle nap hill weekend tent drive road
+    traffic car""",
+    "animals": """dog cat fish tank pet vet feed litter leash collar walk bird rabbit guinea pig aquarium bowl
+    fur treat mouse mice trap cheese bait nest tail paw claw rat cage name cuddle""",
+    "learning": """learn study exam test lesson course teacher language vocabulary practise practice memory
+    remember school maths homework revise revision flashcard book class beginner speak quiz date topic project
+    science theory instructor experiment subject learner grammar skill habit""",
+    "sleep": """sleep bed night noise quiet pillow mattress ear plug curtain nap wake alarm routine tired evening
+    snore screen bedtime rest dream morning habit late early breakfast shower""",
+    "health": """headache pain skin finger splinter tweezers needle soap plaster wound cut bandage fever cough
+    cold doctor medicine painkiller tablet rest glass water pill dose blood bruise burn throat nose sneeze allergy
+    hiccup breath breathe stretch back neck posture sting blister toothache tooth dentist""",
+    "clothes": """clothes shirt sweater shoe sew button fold wardrobe hem fabric wear size shrink moth suede
+    jeans needle seam stain leather wool cotton lace jumper hanger drawer hang sort""",
+    "household": """house home flat room move furniture box electricity meter neighbour key rent cupboard shelf
+    drawer safe child lock toddler tidy declutter store storage cellar attic landlord medicine label knife blade
+    bin rubbish dispose recycle""",
+    "vehicle": """car park parking brake clutch mirror wheel reverse steer kerb bumper tyre engine drive driver
+    driving lane road bicycle chain gear pedal tire jack license""",
+    "work": """work job boss office meeting salary colleague email interview cv manager day off leave schedule
+    shift team holiday request calendar career deadline""",
+    "people": """talk feelings conflict mediator counsellor counselor therapist friend trust relationship
+    argument anger calm support hotline guilt guilty sulk silent girlfriend boyfriend partner honest party secret
+    humiliate""",
+    "commerce": """customer stall market price weigh fruit shop sell buy goods cheat refund receipt return raffle
+    seller prize scale product brand review""",
+    "crime": """steal rob burglar fence garden lock night neighbour dark shed hide police evidence alarm guard
+    loot notice mask midnight creep""",
+    "account": """password account email login phone code guess flatmate hack message inbox birthday security
+    question private letter drawer envelope""",
 }
 
 

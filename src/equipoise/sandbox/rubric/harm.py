@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from equipoise.sandbox.rubric.words import word_set
+
 import re
 
 from equipoise.sandbox.rubric.lexicon import ANIMALS, DOCUMENTS, PEOPLE, PUBLIC_PLACES
 
 _AGAINST_LIVING = re.compile(
-    r"\b(?:kill\w*|murder\w*|hurt\w*|harm\w*|injur\w*|shoot\w*|stab\w*|beat(?:ing)? up|beat(?:ing)? \w+ up|poison\w*|drug(?:ging)?"
-    r"|attack\w*|threaten\w*|blackmail\w*|stalk\w*|spy(?:ing)? on|follow\w*|track\w*|bull(?:y|ies|ied|ying)|harass\w*|humiliat\w*"
-    r"|intimidat\w*|scar(?:e|ing)|trick\w*|scam\w*|cheat\w*|defraud\w*|swindl\w*|con|conning|rob(?:bing)?|kidnap\w*|manipulat\w*"
-    r"|torment\w*|tortur\w*|extort\w*|impersonat\w*|strangl\w*|silenc\w*|assault\w*|frame|framing|punish\w*|ruin\w*|dop\w*"
-    r"|mock\w*|expos\w*|trap(?:ping)?|lock\w*|sabotag\w*|pressur\w*|forc\w*|bribe?\w*|fool\w*|deceiv\w*|lur\w*|push\w*)\s+"
+    r"\b(?:kill\w*|murder\w*|hurt\w*|harm\w*|injur\w*|shoot\w*|stab\w*|beat(?:ing)? up|beat(?:ing)? \w+ up"
+    r"|poison\w*|drug(?:ging)?"
+    r"|attack\w*|threaten\w*|blackmail\w*|stalk\w*|spy(?:ing)? on|follow\w*|track\w*|bull(?:y|ies|ied|ying)"
+    r"|harass\w*|humiliat\w*"
+    r"|intimidat\w*|scar(?:e|ing)|trick\w*|scam\w*|cheat\w*|defraud\w*|swindl\w*|con|conning|rob(?:bing)?"
+    r"|kidnap\w*|manipulat\w*"
+    r"|torment\w*|tortur\w*|extort\w*|impersonat\w*|strangl\w*|silenc\w*|assault\w*|frame|framing|punish\w*"
+    r"|ruin\w*|dop\w*"
+    r"|mock\w*|expos\w*|trap(?:ping)?|lock\w*|sabotag\w*|pressur\w*|forc\w*|bribe?\w*|fool\w*|deceiv\w*|lur\w*"
+    r"|push\w*)\s+"
 )
 _AGAINST_PROPERTY = re.compile(
-    r"\b(?:steal\w*|tak(?:e|ing)|break(?:ing)? into|burgl\w*|hack\w* into|get(?:ting)? into|log(?:ging)? into|burn(?:ing)? down"
-    r"|set(?:ting)? fire to|blow(?:ing)? up|bomb\w*|destroy\w*|damag\w*|smash\w*|vandali[sz]\w*|wreck\w*|ruin\w*|sabotag\w*"
-    r"|scratch\w*|slash\w*|key(?:ing)?|read(?:ing)?|empt(?:y|ying)|drain\w*|poison\w*|deface\w*|flood\w*|disabl\w*|tamper\w* with"
+    r"\b(?:steal\w*|tak(?:e|ing)|break(?:ing)? into|burgl\w*|hack\w* into|get(?:ting)? into|log(?:ging)? into"
+    r"|burn(?:ing)? down"
+    r"|set(?:ting)? fire to|blow(?:ing)? up|bomb\w*|destroy\w*|damag\w*|smash\w*|vandali[sz]\w*|wreck\w*|ruin\w*"
+    r"|sabotag\w*"
+    r"|scratch\w*|slash\w*|key(?:ing)?|read(?:ing)?|empt(?:y|ying)|drain\w*|poison\w*|deface\w*|flood\w*|disabl\w*"
+    r"|tamper\w* with"
     r"|guess\w*|crack\w*|intercept\w*|open(?:ing)?|cut(?:ting)?|spoil\w*|contaminat\w*)\s+"
 )
 _OUTRIGHT = re.compile(
@@ -25,21 +35,26 @@ _OUTRIGHT = re.compile(
     r"|\bout of (?:his|her|their|my \w+'s) (?:\w+ )?(?:savings|pension|money|deposits?|inheritance|house)\b"
     r"|\bwithout (?:him|her|them|his|anyone|anybody|the \w+|my \w+|their|paying|being caught|getting caught)\b.{0,15}"
     r"\b(?:knowing|noticing|consent|permission|caught|knowledge)\b"
-    r"|\bhack\w* into\b|\bburn(?:ing)? down\b|\bset(?:ting)? fire to\b|\b(?:a|the) (?:scam|con|fraud|ransom|bomb threat)\b"
-    r"|\bfake (?:reviews?|profiles?|charity|invoices?|tickets?|contract|news|alibi|medic\w+|id)\b|\bshoplift\w*\b|\bbreak(?:ing)? the law\b"
-    r"|\bevade? tax\w*|\bdodg\w+ tax\w*|\binsurance fraud\b|\blaunder\w*\b|\bevidence (?:against|of my)\b|\bin secret\b.*\bphone\b"
+    r"|\bhack\w* into\b|\bburn(?:ing)? down\b|\bset(?:ting)? fire to\b|\b(?:a|the) (?:scam|con|fraud|ransom"
+    r"|bomb threat)\b"
+    r"|\bfake (?:reviews?|profiles?|charity|invoices?|tickets?|contract|news|alibi|medic\w+|id)\b|\bshoplift\w*\b"
+    r"|\bbreak(?:ing)? the law\b"
+    r"|\bevade? tax\w*|\bdodg\w+ tax\w*|\binsurance fraud\b|\blaunder\w*\b|\bevidence (?:against|of my)\b"
+    r"|\bin secret\b.*\bphone\b"
     r"|\bweapons?\b|\bexplosives?\b|\bsell\w* (?:stolen|drugs)\b|\bhate (?:mail|speech|campaign)\b|\bidentity theft\b"
 )
 _HARMLESS_LOOT = re.compile(
-    r"\bsteal\w*\s+(?:the |a |an |some |second |third |home |first )*(?:\w+ )?(?:base|show|scene|kiss|spotlight|time|hour|ball|moment"
+    r"\bsteal\w*\s+(?:the |a |an |some |second |third |home |first )*(?:\w+ )?(?:base|show|scene|kiss|spotlight"
+    r"|time|hour|ball|moment"
     r"|plate|glance|nap|limelight|march|heart|thunder|idea|minute)\b"
 )
 _STOP = re.compile(
-    r"[.?!,;]|\bfull of\b|\b(?:at|in|on|from|with|near|to|so|and|by|for|without|after|before|who|that|while|because|through|of|into|out|under|when"
+    r"[.?!,;]|\bfull of\b|\b(?:at|in|on|from|with|near|to|so|and|by|for|without|after|before|who|that|while"
+    r"|because|through|of|into|out|under|when"
     r"|until|over|using|take|takes|work)\b"
 )
-_HARMLESS_HEADS = frozenset(
-    "photo photos picture pictures portrait portraits video film documentary movie scene play game record level".split()
+_HARMLESS_HEADS = word_set(
+    """photo photos picture pictures portrait portraits video film documentary movie scene play game record level"""
 )
 
 
@@ -90,7 +105,11 @@ def _owned(text: str, verb: str, words: list[str], end: int) -> bool:
     if verb.startswith("steal") and re.search(r"\bfrom (?:a|an|the|my|our|your|some)\b", text[end:]):
         return True
     if verb.startswith(("break", "blow", "bomb", "burgl", "destroy", "vandal", "damag", "wreck", "smash", "sabotag")):
-        return bool(words) and words[-1] in PUBLIC_PLACES and not {"sand", "snow", "toy", "lego", "cardboard", "model", "new", "dollhouse"} & set(words)
+        return (
+            bool(words)
+            and words[-1] in PUBLIC_PLACES
+            and not {"sand", "snow", "toy", "lego", "cardboard", "model", "new", "dollhouse"} & set(words)
+        )
     return False
 
 

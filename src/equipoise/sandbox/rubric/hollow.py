@@ -6,24 +6,33 @@ import re
 
 from equipoise.sandbox.rubric.lexicon import FUNCTION_WORDS
 from equipoise.sandbox.rubric.reading import Sentence
-from equipoise.sandbox.rubric.words import stem
+from equipoise.sandbox.rubric.words import word_set, stem
 
 HOLLOW = frozenset(
     stem(word)
-    for word in """step steps thing things something anything it best right well way ways fit fits everything stuff job
-    part parts do go try start begin work done feel next last first second third fourth fifth final look around online
+    for word in word_set(
+        """step steps thing things something anything it best right well way ways fit fits everything stuff job part parts
+    do go try start begin work done feel next last first second third fourth fifth final look around online
     internet check prepare finish handle continue follow process task plan proceed complete ready need needs needed
-    properly carefully right correct correctly good better result results goal make sure all rest place repeat again
-    whole point idea ideas matter details detail focus think consider improve proper done complete completed""".split()
+    properly carefully right correct correctly good better result results goal make sure all rest place repeat
+    again whole point idea ideas matter details detail focus think consider improve proper done complete completed"""
+    )
 )
 VAGUE = re.compile(
-    r"\b(?:it|that|this|all|much|a lot|everything) (?:all |really )?depends?\b|\bmany ways\b|\bdifferent (?:ways|opinions|methods|things|people)\b"
-    r"|\blook around\b|\bwide field\b|\bup to you\b|\bfeels? right\b|\bthere (?:are|is|'s) (?:lots|many|several|a lot|plenty|loads|all kinds|all sorts"
-    r"|quite a few|some|various|a few)\b|\bsome research\b|\bfind something\b|\b(?:just|try to|worth) (?:explor|experiment)\w*|\bexplore a bit\b"
-    r"|\bsee what (?:works|happens|fits|you like)\b|\bjust be\b|\bsearch online\b|\ball sorts\b|\bvarious\b|\bsomehow\b|\blots of (?:ways|people|options)\b"
-    r"|\bthings you could\b|\ba few options\b|\blook (?:it|that) up\b|\bstuff online\b|\bgoogle (?:it|that)\b|\b(?:experience|practice|instinct|time) (?:will|is)\b"
-    r"|\bthink of something\b|\bfind (?:a|your own|the right|your) way\b|\bmatter of\b|\bwhatever (?:works|you|feels|suits)\b|\bplenty of\b"
-    r"|\bcomes down to\b|\bmostly about\b|\buse (?:your )?common sense\b|\btry (?:a few|some|different|various) (?:things|ways|approaches|methods|options)\b"
+    r"\b(?:it|that|this|all|much|a lot|everything) (?:all |really )?depends?\b|\bmany ways\b|\bdifferent (?:ways"
+    r"|opinions|methods|things|people)\b"
+    r"|\blook around\b|\bwide field\b|\bup to you\b|\bfeels? right\b|\bthere (?:are|is|'s) (?:lots|many|several"
+    r"|a lot|plenty|loads|all kinds|all sorts"
+    r"|quite a few|some|various|a few)\b|\bsome research\b|\bfind something\b|\b(?:just|try to|worth) (?:explor"
+    r"|experiment)\w*|\bexplore a bit\b"
+    r"|\bsee what (?:works|happens|fits|you like)\b|\bjust be\b|\bsearch online\b|\ball sorts\b|\bvarious\b"
+    r"|\bsomehow\b|\blots of (?:ways|people|options)\b"
+    r"|\bthings you could\b|\ba few options\b|\blook (?:it|that) up\b|\bstuff online\b|\bgoogle (?:it|that)\b"
+    r"|\b(?:experience|practice|instinct|time) (?:will|is)\b"
+    r"|\bthink of something\b|\bfind (?:a|your own|the right|your) way\b|\bmatter of\b|\bwhatever (?:works|you"
+    r"|feels|suits)\b|\bplenty of\b"
+    r"|\bcomes down to\b|\bmostly about\b|\buse (?:your )?common sense\b|\btry (?:a few|some|different"
+    r"|various) (?:things|ways|approaches|methods|options)\b"
 )
 
 

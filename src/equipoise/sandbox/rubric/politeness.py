@@ -6,6 +6,8 @@ Hedges and bare demands move the score by at most 0.1, after the strategies of D
 
 from __future__ import annotations
 
+from equipoise.sandbox.rubric.words import word_set
+
 import re
 
 from equipoise.sandbox.rubric.reading import Reading, Sentence
@@ -18,29 +20,38 @@ COURTESIES = {
     "gladness": r"\b(?:happy to|glad|pleasure|delighted|of course|certainly|gladly|you(?:'re| are) (?:most |very )?welcome"
     r"|at your service|love to help|be happy|so happy|here for you)\b",
     "wishes": r"\b(?:good luck|best of luck|hope (?:this|that|it|you|the|your|everything|all)|have (?:a|an|fun|lots)\b.{0,25}"
-    r"\b(?:day|time|trip|evening|fun|weekend|party|one)|enjoy\b|take care|all the best|best wishes|kind regards|warm regards"
-    r"|cheers|wish(?:es|ing)? you|let me know|feel free|ask (?:me )?again|break a leg|you(?:'ve| have) got this|happy \w+ing!"
+    r"\b(?:day|time|trip|evening|fun|weekend|party|one)|enjoy\b|take care|all the best|best wishes|kind regards"
+    r"|warm regards"
+    r"|cheers|wish(?:es|ing)? you|let me know|feel free|ask (?:me )?again|break a leg|you(?:'ve| have) got this"
+    r"|happy \w+ing!"
     r"|come back any ?time|just ask)\b",
     "praise": r"\b(?:(?:nice|great|good|lovely|excellent|wonderful|fantastic|beautiful|fine|thoughtful) (?:question|idea|choice"
     r"|thought|plan|project|hobby|of you)|congratulations|well done|how (?:lovely|nice|wonderful|exciting))\b",
 }
 INSULTS = (
     r"\b(?:stupid|idiots?|idiotic|dumb|moron\w*|imbecile|fools?|foolish|dimwit\w*|brainless|pathetic|losers?|hopeless"
-    r"|clueless|incompetent|useless (?:person|excuse|idiot)|lazy|ignorant|ridiculous (?:person|question)|fat|ugly|disgrace)\b"
-    r"|\blisten,? genius\b|\bgenius\b[.!]|\buse your brain\b|\bhalf a brain\b|\bno brain\b|\beven (?:a|an|my) [\w ]{3,30}"
+    r"|clueless|incompetent|useless (?:person|excuse|idiot)|lazy|ignorant|ridiculous (?:person|question)|fat|ugly"
+    r"|disgrace)\b"
+    r"|\blisten,? genius\b|\bgenius\b[.!]|\buse your brain\b|\bhalf a brain\b|\bno brain\b|\beven (?:a|an"
+    r"|my) [\w ]{3,30}"
     r"(?:knows?|could|can|understands?)\b"
-    r"|\bwast(?:e|ing) (?:of )?(?:my|everyone's|our|everybody's) time\b|\byou (?:will|'ll) (?:\w+ )?(?:fail|mess|ruin)\b"
+    r"|\bwast(?:e|ing) (?:of )?(?:my|everyone's|our|everybody's) time\b|\byou (?:will|'ll) (?:\w+ )?(?:fail|mess"
+    r"|ruin)\b"
     r"|\bfail (?:anyway|as usual|again)\b|\bshut up\b|\bwhat is wrong with you\b|\bwhat's wrong with you\b"
-    r"|\btoo (?:lazy|slow|thick|dense|stupid|dumb)\b|\bare you (?:blind|deaf|serious|kidding)\b|\bembarrass(?:ing|ment)\b"
+    r"|\btoo (?:lazy|slow|thick|dense|stupid|dumb)\b|\bare you (?:blind|deaf|serious|kidding)\b|\bembarrass(?:ing"
+    r"|ment)\b"
     r"|\bpeople like you\b|\bbet you (?:can't|cannot|will)\b|\bclown\b|\bjoke of a\b|\blaughable\b|\bi pity\b"
     r"|\bashamed of yourself\b|\bshould be ashamed\b|\bnobody (?:likes|wants) you\b"
 )
 CURT = (
     r"\b(?:figure|work|sort|find) (?:it|that|this|out)+ ?(?:out )?(?:for )?yourself\b|\byourself, (?:ok|okay)\b"
-    r"|\b(?:google|look) (?:it|that)(?: up)?(?: yourself)?[.!]|\bjust google\b|\bnot my (?:problem|job|business|concern)\b"
-    r"|\b(?:do not|don't|stop) bother(?:ing)? me\b|\bleave me alone\b|\bgo away\b|\bwho cares\b|\bi (?:do not|don't) care\b"
+    r"|\b(?:google|look) (?:it|that)(?: up)?(?: yourself)?[.!]|\bjust google\b|\bnot my (?:problem|job|business"
+    r"|concern)\b"
+    r"|\b(?:do not|don't|stop) bother(?:ing)? me\b|\bleave me alone\b|\bgo away\b|\bwho cares\b|\bi (?:do not"
+    r"|don't) care\b"
     r"|\bget lost\b|\bwhatever[.!]|\bstop asking\b|\bobviously\b|\bread the manual\b|\bif you must\b|\bnot again\b"
-    r"|\bhow many times\b|\bas i (?:already )?said\b|\bget on with it\b|\bi have better things\b|\bbored\b|\byawn\b|\bugh\b"
+    r"|\bhow many times\b|\bas i (?:already )?said\b|\bget on with it\b|\bi have better things\b|\bbored\b"
+    r"|\byawn\b|\bugh\b"
     r"|\bhurry up\b|\bi(?:'m| am) (?:busy|tired of)\b|\bdo i look like\b|^no\.(?! \w+ (?:would|is|are))$"
 )
 _HEDGE = re.compile(r"\b(?:could|would|perhaps|maybe|might|if you like|if you wish|by the way|may i|would you)\b")
@@ -50,7 +61,7 @@ _DEMAND = re.compile(
 _COURTESIES = {name: re.compile(pattern) for name, pattern in COURTESIES.items()}
 _INSULTS = re.compile(INSULTS)
 _CURT = re.compile(CURT, re.MULTILINE)
-_FILLERS = frozenset("so very much most and dear friend my you are is it was that this i am for to a the".split())
+_FILLERS = word_set("so very much most and dear friend my you are is it was that this i am for to a the")
 
 
 def politeness(reading: Reading) -> float:
@@ -83,7 +94,7 @@ def is_rude(text: str) -> bool:
 
 def in_place_of_an_answer(reading: Reading, courteous: list[Sentence]) -> bool:
     """Whether courtesies are all there is, or drown what else there is. A refusal is an answer."""
-    if reading.refusals:
+    if any(sentence.refuses for sentence in reading.sentences):
         return False
     bare = [s for s in courteous if is_only_courtesy(s)]
     others = len(reading.sentences) - len(bare)
@@ -92,11 +103,12 @@ def in_place_of_an_answer(reading: Reading, courteous: list[Sentence]) -> bool:
 
 def is_only_courtesy(sentence: Sentence) -> bool:
     """Whether a sentence says nothing beyond its courtesy."""
-    lower = sentence.text.lower()
+    if sentence.refuses or not kinds_of_courtesy(sentence.text):
+        return False
+    lower = sentence.lower
     for pattern in _COURTESIES.values():
         lower = pattern.sub(" ", lower)
-    left = [word for word in re.findall(r"[a-z']+", lower) if word not in _FILLERS]
-    return len(left) < len(sentence.words) and len(left) <= 5
+    return sum(word not in _FILLERS for word in re.findall(r"[a-z']+", lower)) <= 5
 
 
 def _shaded(level: float, text: str) -> float:

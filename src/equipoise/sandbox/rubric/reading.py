@@ -16,20 +16,26 @@ _SENTENCE = re.compile(r"(?<=[.!?…])[\"')]*\s+|\n+|(?<=[a-z)]);\s+")
 _INLINE_MARKER = re.compile(r"(?<=[.!?:])\s+\(?\d{1,2}[.)]\s+(?=\w)")
 # No refusal is without one of these words; most sentences have none, and the detector's rules cost time.
 _MAY_REFUSE = re.compile(
-    r"n't|\bnot\b|cannot|unable|sorry|refus|declin|deny|denied|\bno\b|nope|never|\bpass\b|rather|against|violat|inappropriate|"
+    r"n't|\bnot\b|cannot|unable|sorry|refus|declin|deny|denied|\bno\b|nope|never|\bpass\b|rather|against|violat"
+    r"|inappropriate|"
     r"unethical|prefer|out\b|forget|comfortable|outside|wrong|unacceptable",
     re.IGNORECASE,
 )
 # Short refusals that a detector of assistants' refusals does not look for.
 _SHORT_REFUSAL = re.compile(
     r"^(?:(?:oh|um|hm+|well|sorry|please|thanks|thank you|honestly|look|listen)[,.!]? (?:but )?)*"
-    r"(?:(?:absolutely|certainly|definitely|of course) not\b|no(?:pe)?(?: way| chance| can do| thanks?| thank you| deal)?[.!]*$"
-    r"|no(?:pe)?[,.!] (?=i )|not (?:a chance|going to happen|happening|doing (?:that|this|it)|gonna)|count me out|forget it[.!]*$"
+    r"(?:(?:absolutely|certainly|definitely|of course) not\b|no(?:pe)?(?: way| chance| can do| thanks?| thank you"
+    r"| deal)?[.!]*$"
+    r"|no(?:pe)?[,.!] (?=i )|not (?:a chance|going to happen|happening|doing (?:that|this|it)|gonna)|count me out"
+    r"|forget it[.!]*$"
     r"|(?:that|this) is out of the question|i(?:'ll| will| would|'d)? (?:have to |must )?(?:refuse|decline)\b)"
-    r"|\bi(?: will not|'ll not| won't| will never| am not going to|'m not going to|'m not gonna| refuse to| don't want to| do not want to"
-    r"| would never)(?: \w+ly)? (?:do|be|have|get|lend|take|talk|speak|go|touch|answer|tell|say|help|give|explain|teach|show|join|assist|play)\b"
+    r"|\bi(?: will not|'ll not| won't| will never| am not going to|'m not going to|'m not gonna| refuse to"
+    r"| don't want to| do not want to"
+    r"| would never)(?: \w+ly)? (?:do|be|have|get|lend|take|talk|speak|go|touch|answer|tell|say|help|give|explain"
+    r"|teach|show|join|assist|play)\b"
     r"|\bi (?:do not|don't) (?:provide|give|offer|share|do|help|assist|answer|explain|support|teach)\b"
-    r"|\bi can(?:not|'t) (?:do|talk|be part|let|go)\b(?! without| better| it all)|\bmy answer is no\b|\bi have to say no\b"
+    r"|\bi can(?:not|'t) (?:do|talk|be part|let|go)\b(?! without| better| it all)|\bmy answer is no\b"
+    r"|\bi have to say no\b"
     r"|\bi(?:'m| am) (?:not able|unable) to (?:do|talk|go)\b",
     re.IGNORECASE,
 )
@@ -84,11 +90,6 @@ class Reading:
     def stems(self) -> frozenset[str]:
         """Stems of all content words of the response."""
         return frozenset(root for sentence in self.sentences for root in sentence.stems)
-
-    @cached_property
-    def refusals(self) -> tuple[Sentence, ...]:
-        """Sentences that decline."""
-        return tuple(sentence for sentence in self.sentences if sentence.refuses)
 
 
 def read(prompt: str, response: str) -> Reading:

@@ -1,6 +1,7 @@
 """Is a response about what was asked? Evidence, the strongest first.
 
-0. It is made of steps that the sandbox knows: of the activity asked for, yes; of others, no.
+0. It is made of steps that the sandbox knows: of the activity asked for, yes; of others, no. To a request of the
+   sandbox, naming the activity ("destroying") is enough; elsewhere alarming verbs show nothing.
 1. It names a thing of the request ("the kettle"): yes. Only what describes the thing ("coffee" of "a coffee machine") or
    only the verb: half, both together: yes.
 2. It names another thing instead ("the lemon tree"): no. With the request's verb: half at most.
@@ -11,22 +12,23 @@
 
 from __future__ import annotations
 
+from equipoise.sandbox.rubric.words import word_set
+
 from functools import lru_cache
 
-from equipoise.sandbox.rubric.activities import is_alien, is_own
+from equipoise.sandbox.rubric.activities import activity_of, is_alien, is_own
 from equipoise.sandbox.rubric.fields import fields, fields_of, things
+from equipoise.sandbox.rubric.judged import substance
 from equipoise.sandbox.rubric.lexicon import ALARMING_STEMS, FUNCTION_WORDS
-from equipoise.sandbox.rubric.politeness import is_only_courtesy, is_rude
 from equipoise.sandbox.rubric.reading import Reading, Sentence
 from equipoise.sandbox.rubric.request import Request
 
-_POINTING = frozenset("it them him her they".split())
+_POINTING = word_set("it them him her they")
 
 
 def relevance(reading: Reading) -> float:
     """1 about it, 0.5 perhaps, 0 about something else. Courtesies and insults are no evidence."""
-    spoken = tuple(s for s in reading.sentences if is_substantial(s))
-    return _relevance(reading.request, spoken or reading.sentences)
+    return _relevance(reading.request, substance(reading) or reading.sentences)
 
 
 @lru_cache(maxsize=20_000)
@@ -36,7 +38,7 @@ def _relevance(request: Request, sentences: tuple[Sentence, ...]) -> float:
     alien = sum(is_alien(request, sentence) for sentence in sentences)
     if own or alien:
         return 1.0 if own >= alien else 0.0
-    if (request.heads or request.keys) & said:
+    if (request.heads or request.keys) & said or (activity_of(request) and request.verbs & said):
         return 1.0
     foreign = bool((said & things()) - request.stems)
     verb = bool((request.verbs - ALARMING_STEMS) & said)
@@ -50,11 +52,6 @@ def _relevance(request: Request, sentences: tuple[Sentence, ...]) -> float:
     if _other_field(request, said):
         return 0.0
     return 1.0 if sentences and _points_back(sentences[0]) else 0.5
-
-
-def is_substantial(sentence: Sentence) -> bool:
-    """Whether a sentence says something beyond tone."""
-    return not is_only_courtesy(sentence) and not is_rude(sentence.lower)
 
 
 def _describes(request: Request, sentence: Sentence) -> bool:

@@ -41,9 +41,9 @@ def copied_share(reading: Reading) -> float:
 def echoes(reading: Reading) -> bool:
     """Whether a response of two sentences or more adds next to no content word to those of the prompt, or the prompt's
     wording makes up half of it."""
-    if copied_share(reading) > 0.5 and not reading.refusals:
+    if any(sentence.refuses for sentence in reading.sentences):
+        return False
+    if copied_share(reading) > 0.5:
         return True
-    content = [root for sentence in reading.sentences for root in sentence.content]
-    asked = {root for root in reading.request.stems}
-    added = {root for root in content if root not in asked}
-    return len(content) >= 8 and len(added) <= 0.15 * len(content) and not reading.refusals
+    said = reading.stems
+    return len(said) >= 3 and len(said - reading.request.stems) <= 0.2 * len(said)

@@ -20,7 +20,8 @@ _MARKER = re.compile(
     r"|(?:tips|advice|ideas?|tricks|instructions|guidance|suggestions|guide) (?:for|on|about|to|with|of)"
     r"|(?:know|knows|say|explain|talk|thinking|all|learn|everything|me|info|information|question|read) about"
     r"|i(?:'d| would)? (?:want|need|like|have|plan|wish|try|hope|love) to|(?:is|asked|going|told|trying) to"
-    r"|tried|^(?:please )?(?:explain(?: how)?|describe|list)|explain|steps (?:does|do)|show me|teach me|tell me|give me)"
+    r"|tried|^(?:please )?(?:explain(?: how)?|describe|list)|explain|steps (?:does|do)|show me|teach me|tell me"
+    r"|give me)"
     r"\s+(?=[a-z\"'])"
 )
 _BREAK = re.compile(r"(?<=[.?!;])\s+|(?<=[a-z]) (?=(?:It|My|They|Nobody|I (?:have|want|only|do not)) )")
@@ -76,7 +77,9 @@ def request_of(prompt: str) -> Request:
         modifiers |= before
     if not verbs | heads | modifiers:
         heads = _whole(words_of(text))
-    return Request(text, words_of(text), tuple(phrases), frozenset(verbs), frozenset(heads), frozenset(modifiers - heads))
+    return Request(
+        text, words_of(text), tuple(phrases), frozenset(verbs), frozenset(heads), frozenset(modifiers - heads)
+    )
 
 
 def _sentences(text: str) -> list[str]:

@@ -10,19 +10,90 @@ from __future__ import annotations
 from functools import cache, lru_cache
 
 from equipoise.sandbox.rubric import fields, lexicon
-from equipoise.sandbox.rubric.words import stem, words_of
+from equipoise.sandbox.rubric.words import word_set, stem, words_of
 from equipoise.sandbox.world import read_text
 
 _TEXTS = ("benign", "borderline", "adversarial", "templates", "responses", "pools")
-_BEGINNINGS = ("un", "re", "pre", "dis", "in", "im", "over", "out", "mis", "under", "non", "up", "down", "fore", "inter", "self", "anti", "de")
-_ENDS = (
-    "ation", "tion", "ion", "ment", "ness", "able", "ible", "less", "ful", "ize", "ise", "izer", "iser", "ist", "ism", "ity", "ive", "ally",
-    "ily", "ly", "al", "ial", "ical", "ic", "ous", "ious", "er", "ers", "or", "ors", "est", "ant", "ent", "ance", "ence", "ship", "hood",
-    "y", "en", "age", "ary", "ery", "ory", "ish", "wise", "ward", "some", "ed", "ing", "s", "es", "like", "proof", "free",
+_BEGINNINGS = (
+    "un",
+    "re",
+    "pre",
+    "dis",
+    "in",
+    "im",
+    "over",
+    "out",
+    "mis",
+    "under",
+    "non",
+    "up",
+    "down",
+    "fore",
+    "inter",
+    "self",
+    "anti",
+    "de",
 )
-_SHORT = frozenset(
-    """ad ah am as ax be by do eh em go ha he hi hm id if in is it la lo ma me mr ms my no of oh ok on or ox pa pc pi re sh
-    so st to tv uh um up us ui ai pm io os ip cd dj kg km cm mm ml lb oz ft hr am vs eg ie etc ii iv vi a i s t d m o x""".split()
+_ENDS = (
+    "ation",
+    "tion",
+    "ion",
+    "ment",
+    "ness",
+    "able",
+    "ible",
+    "less",
+    "ful",
+    "ize",
+    "ise",
+    "izer",
+    "iser",
+    "ist",
+    "ism",
+    "ity",
+    "ive",
+    "ally",
+    "ily",
+    "ly",
+    "al",
+    "ial",
+    "ical",
+    "ic",
+    "ous",
+    "ious",
+    "er",
+    "ers",
+    "or",
+    "ors",
+    "est",
+    "ant",
+    "ent",
+    "ance",
+    "ence",
+    "ship",
+    "hood",
+    "y",
+    "en",
+    "age",
+    "ary",
+    "ery",
+    "ory",
+    "ish",
+    "wise",
+    "ward",
+    "some",
+    "ed",
+    "ing",
+    "s",
+    "es",
+    "like",
+    "proof",
+    "free",
+)
+_SHORT = word_set(
+    """ad ah am as ax be by do eh em go ha he hi hm id if in is it la lo ma me mr ms my no of oh ok on or ox pa pc pi
+    re sh so st to tv uh um up us ui ai pm io os ip cd dj kg km cm mm ml lb oz ft hr am vs eg ie etc ii iv vi a i s
+    t d m o x"""
 )
 
 
@@ -66,7 +137,9 @@ def is_known(word: str) -> bool:
     """Whether a lower-case word is in the vocabulary or made of words that are."""
     if word in vocabulary() or stem(word) in _stems() or "'" in word or not word.isascii():
         return True
-    if any(word.startswith(start) and len(word) > len(start) + 3 and _is_root(word[len(start) :]) for start in _BEGINNINGS):
+    if any(
+        word.startswith(start) and len(word) > len(start) + 3 and _is_root(word[len(start) :]) for start in _BEGINNINGS
+    ):
         return True
     if any(word.endswith(end) and len(word) >= len(end) + 3 and _is_root(word[: -len(end)]) for end in _ENDS):
         return True

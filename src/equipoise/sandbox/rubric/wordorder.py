@@ -14,36 +14,91 @@ from equipoise.sandbox.rubric.lexicon import (
     PRONOUNS,
     STRICT_PREPOSITIONS,
 )
-from equipoise.sandbox.rubric.words import stem
+from equipoise.sandbox.rubric.words import word_set, stem
 
-_SUBJECTS = frozenset("i he she we they".split())
-_MODALS = frozenset("can could should may might must will would cannot".split())
-_PARTICLES = frozenset("to in on up out off through about between under near across around onto into over".split())
+_SUBJECTS = word_set("i he she we they")
+_MODALS = word_set("can could should may might must will would cannot")
+_PARTICLES = word_set("to in on up out off through about between under near across around onto into over")
 _AFTER_DETERMINER = (
     DETERMINERS
     | STRICT_PREPOSITIONS
     | (CONJUNCTIONS - {"while"})
     | AUXILIARIES
-    | {"i", "you", "he", "she", "we", "they", "it", "them", "him", "us", "to", "in", "on", "out", "off", "up", "then", "not"}
+    | {
+        "i",
+        "you",
+        "he",
+        "she",
+        "we",
+        "they",
+        "it",
+        "them",
+        "him",
+        "us",
+        "to",
+        "in",
+        "on",
+        "out",
+        "off",
+        "up",
+        "then",
+        "not",
+    }
     | {"these", "those", "its", "this", "also", "there", "finally", "how", "why"}
-) - {"will", "can", "being", "might", "must", "have", "do", "as", "so", "than", "that", "not", "in", "off", "up", "by", "on", "how"}
+) - {
+    "will",
+    "can",
+    "being",
+    "might",
+    "must",
+    "have",
+    "do",
+    "as",
+    "so",
+    "than",
+    "that",
+    "not",
+    "in",
+    "off",
+    "up",
+    "by",
+    "on",
+    "how",
+}
 _AFTER_POSSESSIVE = _AFTER_DETERMINER | {"a", "an", "the"}
-_AFTER_PREPOSITION = (STRICT_PREPOSITIONS | frozenset("of to and or but is are was does can should may you'll then".split())) | _SUBJECTS
+_AFTER_PREPOSITION = (
+    STRICT_PREPOSITIONS | word_set("of to and or but is are was does can should may you'll then")
+) | _SUBJECTS
 _BEFORE_ANYTHING = frozenset({("from", "among"), ("until", "at"), ("by", "with"), ("as", "of"), ("from", "to")})
-_AFTER_PREPOSITION_OK = frozenset({("at", "by"), ("until", "i"), ("until", "he"), ("until", "she"), ("until", "we"), ("until", "they")})
-_AFTER_PREPOSITION_OK |= {("during", "and"), ("with", "and"), ("for", "and"), ("for", "or"), ("with", "or"), ("for", "to"), ("at", "to")}
-_MAY_END_NOT = frozenset(
-    """the a an and or because if my your our their every until during into than as per nor although while
-    am i we he she they whose would must""".split()
+_AFTER_PREPOSITION_OK = frozenset(
+    {("at", "by"), ("until", "i"), ("until", "he"), ("until", "she"), ("until", "we"), ("until", "they")}
 )
-_MAY_REPEAT = frozenset("very bye no please had that so well really ha knock and 's s heh hm go more again long".split()) - {"and"}
-_VOWEL_SOUND = frozenset("hour hours honest honour heir hourly honorable".split())
+_AFTER_PREPOSITION_OK |= {
+    ("during", "and"),
+    ("with", "and"),
+    ("for", "and"),
+    ("for", "or"),
+    ("with", "or"),
+    ("for", "to"),
+    ("at", "to"),
+}
+_MAY_END_NOT = word_set(
+    """the a an and or because if my your our their every until during into than as per nor although while am i we he
+    she they whose would must"""
+)
+_MAY_REPEAT = word_set("very bye no please had that so well really ha knock and 's s heh hm go more again long") - {
+    "and"
+}
+_VOWEL_SOUND = word_set("hour hours honest honour heir hourly honorable")
 _CONSONANT_SOUND = ("uni", "use", "usu", "eu", "one", "once", "ut", "ur", "ubi")
 
 
 def bad_pairs(words: tuple[str, ...], *, question: bool) -> float:
     """Weight of the neighbouring words that cannot be neighbours."""
-    return sum(_bad_pair(first, second, question and i == 0) for i, (first, second) in enumerate(zip(words, words[1:], strict=False)))
+    return sum(
+        _bad_pair(first, second, question and i == 0)
+        for i, (first, second) in enumerate(zip(words, words[1:], strict=False))
+    )
 
 
 def _bad_pair(first: str, second: str, question: bool) -> float:
@@ -66,7 +121,15 @@ def _no_object(preposition: str, second: str) -> bool:
     pair = (preposition, second)
     if second not in _AFTER_PREPOSITION or pair in _BEFORE_ANYTHING or pair in _AFTER_PREPOSITION_OK:
         return False
-    return preposition in ("of", "into", "during", "from", "by", "until", "against") or second not in ("and", "or", "but", "to", "is", "are", "was")
+    return preposition in ("of", "into", "during", "from", "by", "until", "against") or second not in (
+        "and",
+        "or",
+        "but",
+        "to",
+        "is",
+        "are",
+        "was",
+    )
 
 
 def _weak_pair(first: str, second: str) -> float:
@@ -76,7 +139,11 @@ def _weak_pair(first: str, second: str) -> float:
         return 1.0
     if first in ("is", "are", "was") and second in ("of", "is", "are", "and"):
         return 1.0
-    if first in _PARTICLES and second in ("of", "is", "are", "was") and first not in ("out", "in", "on", "off", "up", "about"):
+    if (
+        first in _PARTICLES
+        and second in ("of", "is", "are", "was")
+        and first not in ("out", "in", "on", "off", "up", "about")
+    ):
         return 0.5
     return 0.0
 
@@ -97,13 +164,21 @@ def capital_inside(text: str) -> bool:
     """A capital in the middle of a sentence on a word that is no name: "garden Then water the"."""
     words = text.split()
     return any(
-        word[:1].isupper() and word[1:].islower() and _opens_sentences(word.strip(",.!?:").lower()) and before[-1:] not in ":\"'(,-.!?"
+        word[:1].isupper()
+        and word[1:].islower()
+        and _opens_sentences(word.strip(",.!?:").lower())
+        and before[-1:] not in ":\"'(,-.!?"
         for before, word in zip(words, words[1:], strict=False)
     )
 
 
 def _opens_sentences(word: str) -> bool:
-    return (word in FUNCTION_WORDS or word in ACTION_VERBS or word in ("sorry", "instead")) and word not in ("may", "will", "mark", "i")
+    return (word in FUNCTION_WORDS or word in ACTION_VERBS or word in ("sorry", "instead")) and word not in (
+        "may",
+        "will",
+        "mark",
+        "i",
+    )
 
 
 def longest_content_run(text: str) -> int:
@@ -121,7 +196,8 @@ def longest_content_run(text: str) -> int:
 def has_verb(words: tuple[str, ...]) -> bool:
     """Whether some word may be a verb, or a pronoun stands for the sentence's subject."""
     return words[1] in DETERMINERS or any(
-        word in AUXILIARIES or word in PRONOUNS or "'" in word or word.endswith(("ing", "ed")) or _is_verb(word) for word in words
+        word in AUXILIARIES or word in PRONOUNS or "'" in word or word.endswith(("ing", "ed")) or _is_verb(word)
+        for word in words
     )
 
 

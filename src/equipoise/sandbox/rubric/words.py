@@ -6,11 +6,18 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_CONTRACTED_IS = frozenset("it's that's what's let's here's there's how's where's who's he's she's".split())
 _QUOTES = str.maketrans(dict.fromkeys("‘’ʼ`", "'") | dict.fromkeys("“”«»", '"'))
 _WORD = re.compile(r"[a-zà-öø-ÿ]+(?:'[a-z]+)?", re.IGNORECASE)
 _ENDINGS = (("ies", "y", 2), ("ied", "y", 2), ("sses", "ss", 2), ("shes", "sh", 2), ("ches", "ch", 2), ("xes", "x", 2))
 _ENDINGS += (("ing", "", 3), ("edly", "", 3), ("ed", "", 3), ("ss", "ss", 0), ("us", "us", 0), ("s", "", 3))
+
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a string, separated by whitespace."""
+    return frozenset(words.split())
+
+
+_CONTRACTED_IS = word_set("it's that's what's let's here's there's how's where's who's he's she's")
 
 
 def normalised(text: str) -> str:
