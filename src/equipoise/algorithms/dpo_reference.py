@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -88,7 +89,8 @@ def digest_of(splits: Mapping[str, Sequence[EncodedPair]]) -> str:
     for name in sorted(splits):
         digest.update(f"{name} {len(splits[name])}\n".encode())
         for pair in splits[name]:
-            digest.update(json.dumps([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]).encode())
+            for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+                digest.update(len(ids).to_bytes(8, "little") + np.asarray(ids, dtype="<i8").tobytes())
     return digest.hexdigest()
 
 

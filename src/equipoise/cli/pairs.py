@@ -17,7 +17,10 @@ from equipoise.cli.evaluate import parse_weights
 from equipoise.cli.inference import PROMPTS_AT_ONCE, SCORED_AT_ONCE, jsonl_writer, write_row
 from equipoise.cli.progress import counting
 from equipoise.config import SamplingConfig
-from equipoise.data import DemonstrationRecord, load_demonstrations, load_prompts, prompt_text, read_rows
+from equipoise.data import DemonstrationRecord, load_prompts, prompt_text, read_rows
+from equipoise.data.checks import demonstration_record
+from equipoise.data.loading import records_from_rows
+from equipoise.data.problems import Problems
 from equipoise.errors import ConfigError, DataError
 from equipoise.evaluation import load_judge, write_json
 from equipoise.evaluation.rows import combined_scores, resolve_weights
@@ -193,26 +196,29 @@ def _sampled_groups(
 
 def _given_groups(data: str, judge: _Judge) -> list[Group]:
     """Responses of a file, grouped by prompt, and by `group` where rows carry one, as from `equipoise generate`."""
-    fields = [row.fields for row in read_rows(data)]
-    records = load_demonstrations(data)
+    problems = Problems()
+    rows = list(read_rows(data, problems=problems))
+    records = list(records_from_rows(rows, demonstration_record, problems))
+    problems.raise_if_any()
+    fields = [row.fields for row in rows]
     candidates: list[Candidate] = []
     cut = [row.get("finish_reason") == TRUNCATED for row in fields]
     with counting("scoring", len(records)) as advance:
         for start in range(0, len(records), SCORED_AT_ONCE):
-            rows = slice(start, start + SCORED_AT_ONCE)
-            candidates += judge.candidates(_texts(records[rows], cut[rows]))
-            advance(len(records[rows]))
+            part = slice(start, start + SCORED_AT_ONCE)
+            candidates += judge.candidates(_texts(records[part], cut[part]))
+            advance(len(records[part]))
     members: dict[tuple[str, str], list[int]] = {}
     for index, (row, record) in enumerate(zip(fields, records, strict=True)):
         members.setdefault((repr(row.get("group")), prompt_text(record.prompt)), []).append(index)
-    if all(len(rows) < 2 for rows in members.values()):
+    if all(len(places) < 2 for places in members.values()):
         raise DataError(
             f"{data}: every prompt has one response only, which leaves nothing to compare; give several responses per "
             "prompt (equipoise generate --group-size 8), or a policy with --prompts"
         )
     return [
-        Group(records[rows[0]].prompt, records[rows[0]].kind, [candidates[row] for row in rows])
-        for rows in members.values()
+        Group(records[places[0]].prompt, records[places[0]].kind, [candidates[place] for place in places])
+        for places in members.values()
     ]
 
 

@@ -23,6 +23,7 @@ Scores = Mapping[str, float | None]
 EMPTY, DUPLICATE, UNSCORED = "empty_responses", "duplicate_responses", "unscored_responses"
 # Groups, and pairs that could have been:
 TOO_FEW, TIED, BELOW_MARGIN = "groups_with_fewer_than_two", "tied_pairs", "pairs_below_min_margin"
+ROUNDING = 1e-9  # of utilities: sums that are equal on paper may differ in their last digits
 REASONS = (EMPTY, DUPLICATE, UNSCORED, TOO_FEW, TIED, BELOW_MARGIN)
 
 
@@ -81,8 +82,8 @@ def select_pairs(
 
     Of a group's responses, empty ones, repeated ones (equal but for surrounding space; the first stays) and unscored
     ones are dropped. The rest are ordered by utility: the best is paired with the worst, the second best with the
-    second worst, and so on, up to `per_prompt` pairs, as long as the margin is above 0 and at least `min_margin`.
-    Equal utilities are ordered by their place in the group.
+    second worst, and so on, up to `per_prompt` pairs, as long as the margin is above 0 and at least `min_margin`,
+    both up to rounding. Equal utilities are ordered by their place in the group.
 
     Raises ValueError for per_prompt below 1 and for a min_margin that is negative or not finite.
 
@@ -103,9 +104,10 @@ def select_pairs(
         usable.sort(key=lambda candidate: -_utility(candidate))
         for best, worst in zip(usable[: len(usable) // 2][:per_prompt], reversed(usable), strict=False):
             margin = _utility(best) - _utility(worst)
-            if margin <= 0:
+            rounding = ROUNDING * max(1.0, abs(_utility(best)), abs(_utility(worst)))
+            if margin <= rounding:
                 dropped[TIED] += 1
-            elif margin < min_margin:
+            elif margin < min_margin - rounding:
                 dropped[BELOW_MARGIN] += 1
             else:
                 pairs.append(PreferencePair(group.prompt, group.kind, best, worst, margin, index))

@@ -63,6 +63,13 @@ def test_a_margin_that_is_exactly_the_least_is_kept() -> None:
     assert len(select_pairs([group(1.0, 0.5)], min_margin=0.5000001)[0]) == 0
 
 
+def test_rounding_is_neither_a_preference_nor_a_reason_to_drop() -> None:
+    """0.1 + 0.2 is 0.30000000000000004; 0.3 - 0.1 is 0.19999999999999998."""
+    pairs, dropped = select_pairs([group(0.1 + 0.2, 0.3)])
+    assert pairs == [] and dropped["tied_pairs"] == 1
+    assert len(select_pairs([group(0.3, 0.1)], min_margin=0.2)[0]) == 1
+
+
 def test_empty_repeated_and_unscored_responses_are_left_out() -> None:
     candidates = [
         Candidate("", 9.0),
