@@ -7,7 +7,7 @@ come from the page's style by class (`s0` the base, `s1` and on the methods), so
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -262,7 +262,7 @@ def _x_scale(panel: Panel) -> Scale:
     return Scale(low, high, ticks) if high > low and ticks else scale
 
 
-def _panel_axes(panel: Panel, x_scale: Scale, at_x, at_y) -> str:  # type: ignore[no-untyped-def]
+def _panel_axes(panel: Panel, x_scale: Scale, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> str:
     right, bottom = PANEL_WIDTH - RIGHT, PANEL_HEIGHT - BOTTOM
     parts = []
     for tick in panel.y_scale.ticks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -50,7 +51,7 @@ def test_labels_of_ticks() -> None:
 def test_spread_keeps_order_and_distance(places: list[float]) -> None:
     moved = spread(places, 12.0)
     ordered = [moved[k] for k in sorted(range(len(places)), key=lambda k: places[k])]
-    assert all(b - a >= 12.0 - 1e-6 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(b - a >= 12.0 - 1e-6 for a, b in pairwise(ordered))
 
 
 def test_spread_leaves_what_does_not_touch() -> None:

@@ -49,7 +49,7 @@ def test_rose_fell_and_unclear(quickstart: Path) -> None:
 
 
 def test_nothing_is_claimed_where_every_interval_spans_zero(quickstart: Path) -> None:
-    data = with_intervals(quickstart, dict.fromkeys([*ASPECTS, "combined"], [-0.1, 0.3]))
+    data = with_intervals(quickstart, {name: [-0.1, 0.3] for name in (*ASPECTS, "combined")})
     assert said(data).endswith("show no clear change")
     found = content(data)
     assert found is not None
