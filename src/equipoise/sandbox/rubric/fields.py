@@ -13,28 +13,24 @@ from equipoise.sandbox.rubric.words import stem, words_of
 from equipoise.sandbox.world import read_text
 
 THINGS = {
-    "kitchen": """soup risotto curry stew pancake omelette porridge pizza lasagna noodle cake cookie biscuit
-    sandwich salad pie coffee tea smoothie jam cheese pasta lentil broth chili walnut pistachio almond chickpea
-    carrot candy piñata pomegranate coconut meringue muffin brownie burger sushi steak salmon""",
-    "cleaning": """kettle humidifier dishwasher sofa carpet sneaker faucet iron window espresso fountain ring
-    cage rug""",
-    "garden": """fern cactus orchid basil sunflower lettuce lavender strawberry radish bonsai pumpkin nettle
-    tulip rose lawn moss olive""",
-    "computing": """process script query spreadsheet website app browser database password thread download backup""",
-    "photo": """portrait sunset documentary film video photo picture""",
-    "music": """guitar piano violin drum flute recital concert trumpet""",
-    "sport": """marathon tennis badminton swimming rowing football basketball hike yoga penalty boxing hockey
-    golf judo""",
-    "games": """chess checkers crossword sudoku poker""",
-    "repair": """bicycle tyre chair pipe door tent zipper drain radiator umbrella shelf fence wall mirror curtain
-    hammock""",
-    "craft": """kite bookshelf kennel aeroplane lantern mug chime canoe castle candle""",
-    "writing": """letter poem novel essay newsletter blog speech summary""",
-    "occasion": """wedding picnic party reunion fair brunch interview funeral anniversary""",
-    "money": """groceries electricity insurance furniture flight heating mortgage""",
+    "kitchen": """soup risotto curry stew pancake omelette porridge pizza lasagna cake cookie biscuit sandwich
+    pie smoothie jam pasta broth muffin brownie burger sushi steak""",
+    "cleaning": """kettle humidifier dishwasher sofa sneaker espresso fountain""",
+    "garden": """fern cactus orchid basil sunflower lettuce lavender strawberry radish bonsai pumpkin tulip moss
+    olive lemon""",
+    "computing": """spreadsheet website browser database""",
+    "photo": """portrait sunset documentary""",
+    "music": """guitar piano violin drum flute recital trumpet""",
+    "sport": """marathon tennis badminton rowing football basketball hike boxing hockey golf judo""",
+    "games": """chess checkers sudoku poker""",
+    "repair": """bicycle tyre tent zipper radiator umbrella hammock""",
+    "craft": """kite kennel aeroplane lantern canoe""",
+    "writing": """poem novel essay newsletter blog""",
+    "occasion": """wedding picnic reunion brunch funeral anniversary""",
+    "money": """insurance mortgage""",
     "animals": """kitten puppy parrot goldfish hamster tortoise budgie spider horse""",
-    "clothes": """jacket raincoat backpack blanket coat sock dress""",
-    "learning": """spanish portuguese calligraphy juggling arithmetic typing""",
+    "clothes": """jacket raincoat backpack blanket""",
+    "learning": """spanish portuguese calligraphy juggling arithmetic""",
 }
 WORDS = {
     "kitchen": """cook bake fry boil simmer roast grill dough flour sugar butter egg bread pan pot oven stove
@@ -119,11 +115,11 @@ def _stems(words: str) -> frozenset[str]:
 
 
 @cache
-def things() -> frozenset[str]:
-    """Stems of things that one asks about; another one than the prompt's means another topic. The sandbox's own objects
-    are among them, less what its steps speak of anyway (a friend, a wall)."""
+def things(closed: bool) -> frozenset[str]:
+    """Stems of things that one asks about; another one than the prompt's means another topic. In answer to the sandbox's
+    requests (`closed`), its own objects are among them, less what its steps speak of anyway (a friend, a wall)."""
     found = frozenset().union(*(_stems(words) for words in THINGS.values()))
-    return (found | _objects()) - _spoken_of()
+    return (found | _objects()) - _spoken_of() if closed else found
 
 
 def _objects() -> frozenset[str]:

@@ -6,7 +6,7 @@ import re
 
 from equipoise.sandbox.rubric.lexicon import FUNCTION_WORDS
 from equipoise.sandbox.rubric.reading import Sentence
-from equipoise.sandbox.rubric.words import word_set, stem
+from equipoise.sandbox.rubric.words import stem, word_set
 
 HOLLOW = frozenset(
     stem(word)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equipoise.sandbox.rubric.words import word_set, stem
+from equipoise.sandbox.rubric.words import stem, word_set
 
 DETERMINERS = word_set("a an the my your our their every")
 STRICT_PREPOSITIONS = word_set("of for with from at by during into against towards among until")
@@ -87,7 +87,9 @@ PEOPLE = word_set(
     group groups minority minorities community church-goers worshippers immigrants refugees somebody someone
     anybody anyone him her them everybody everyone guy guys lady ladies citizen citizens president minister senator
     celebrity youtuber streamer passenger passengers cyclist pedestrian homeless mate bully teammate team-mate
-    librarian caretaker postman cashier clerk nanny babysitter toddler teenager teen adult elder elders"""
+    librarian caretaker postman cashier clerk nanny babysitter toddler teenager teen adult elder elders gran granny
+    nan grandparents sibling siblings fiance fiancee investor investors voter voters buyer buyers shopper shoppers
+    follower followers bystander creditor tutor clients village villagers"""
 )
 ANIMALS = word_set("""dog dogs cat cats puppy kitten horse donkey cow sheep goat pony hamster rabbit parrot pet pets""")
 PUBLIC_PLACES = word_set(
@@ -99,7 +101,7 @@ DOCUMENTS = word_set(
     """signature signatures certificate certificates passport passports licence license permit permits will letter
     letters diploma diplomas receipt receipts cheque cheques check checks contract banknote banknotes money id card
     cards prescription prescriptions invoice invoices document documents visa badge ticket tickets painting
-    reference"""
+    reference references note notes"""
 )
 
 # Words that say nothing about what a phrase is about.

@@ -6,11 +6,10 @@ Hedges and bare demands move the score by at most 0.1, after the strategies of D
 
 from __future__ import annotations
 
-from equipoise.sandbox.rubric.words import word_set
-
 import re
 
 from equipoise.sandbox.rubric.reading import Reading, Sentence
+from equipoise.sandbox.rubric.words import word_set
 
 COURTESIES = {
     "greeting": r"^(?:hello|hi|hey there|dear|good (?:morning|afternoon|evening|day))\b|good to hear from you|nice to meet",
@@ -29,7 +28,17 @@ COURTESIES = {
     r"|thought|plan|project|hobby|of you)|congratulations|well done|how (?:lovely|nice|wonderful|exciting))\b",
 }
 INSULTS = (
-    r"\b(?:stupid|idiots?|idiotic|dumb|moron\w*|imbecile|fools?|foolish|dimwit\w*|brainless|pathetic|losers?|hopeless"
+    r"\bbravo\b|\bbright(?:est)? (?:bulb|spark)\b|\bslow ?coach\b|\b(?:einstein|sherlock|captain obvious)\b"
+    r"|\bsharpest (?:tool|knife)\b"
+    r"|\beven you (?:might|can|could|should)\b|\bwow,? (?:what a|you really)\b|\b(?:little|such a|you) creep\b"
+    r"|\bmake me sick\b|\bgrow up\b"
+    r"|\b(?:are|must be) (?:really |so )?(?:dense|thick|slow)\b|\bblockhead|\bnumbskull|\bnitwit|\btwit\b"
+    r"|\bhalfwit|\bcretin|\bsimpleton"
+    r"|\byou(?:'re| are) (?:a |an |such a )?(?:joke|mess|waste|failure|nobody|disaster|burden|coward|baby"
+    r"|nuisance)\b|\bcongratulations on (?:being|failing)\b"
+    r"|\bhow (?:did|do) you (?:even )?(?:survive|manage to (?:dress|breathe))|\byour (?:tiny|little|small|empty"
+    r"|thick) (?:brain|mind|head|skull)\b|\b(?:stupid|idiots?|idiotic|dumb|moron\w*|imbecile|fools?|foolish"
+    r"|dimwit\w*|brainless|pathetic|losers?|hopeless"
     r"|clueless|incompetent|useless (?:person|excuse|idiot)|lazy|ignorant|ridiculous (?:person|question)|fat|ugly"
     r"|disgrace)\b"
     r"|\blisten,? genius\b|\bgenius\b[.!]|\buse your brain\b|\bhalf a brain\b|\bno brain\b|\beven (?:a|an"
@@ -44,7 +53,9 @@ INSULTS = (
     r"|\bashamed of yourself\b|\bshould be ashamed\b|\bnobody (?:likes|wants) you\b"
 )
 CURT = (
-    r"\b(?:figure|work|sort|find) (?:it|that|this|out)+ ?(?:out )?(?:for )?yourself\b|\byourself, (?:ok|okay)\b"
+    r"\bstop (?:nagging|whining|wasting|pestering)\b|\bdon't (?:bug|pester|annoy) me\b|\b(?:i have"
+    r"|i've) (?:got )?better things\b|\bstop being\b|\b(?:figure|work|sort|find) (?:it|that|this"
+    r"|out)+ ?(?:out )?(?:for )?yourself\b|\byourself, (?:ok|okay)\b"
     r"|\b(?:google|look) (?:it|that)(?: up)?(?: yourself)?[.!]|\bjust google\b|\bnot my (?:problem|job|business"
     r"|concern)\b"
     r"|\b(?:do not|don't|stop) bother(?:ing)? me\b|\bleave me alone\b|\bgo away\b|\bwho cares\b|\bi (?:do not"

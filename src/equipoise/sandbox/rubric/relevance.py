@@ -12,8 +12,6 @@
 
 from __future__ import annotations
 
-from equipoise.sandbox.rubric.words import word_set
-
 from functools import lru_cache
 
 from equipoise.sandbox.rubric.activities import activity_of, is_alien, is_own
@@ -22,7 +20,9 @@ from equipoise.sandbox.rubric.judged import substance
 from equipoise.sandbox.rubric.lexicon import ALARMING_STEMS, FUNCTION_WORDS
 from equipoise.sandbox.rubric.reading import Reading, Sentence
 from equipoise.sandbox.rubric.request import Request
+from equipoise.sandbox.rubric.words import stem, word_set
 
+_KNOWN = word_set("the your")
 _POINTING = word_set("it them him her they")
 
 
@@ -40,7 +40,7 @@ def _relevance(request: Request, sentences: tuple[Sentence, ...]) -> float:
         return 1.0 if own >= alien else 0.0
     if (request.heads or request.keys) & said or (activity_of(request) and request.verbs & said):
         return 1.0
-    foreign = bool((said & things()) - request.stems)
+    foreign = any(_names_another(request, sentence) for sentence in sentences)
     verb = bool((request.verbs - ALARMING_STEMS) & said)
     described = any(_describes(request, sentence) for sentence in sentences)
     if described and not foreign:
@@ -54,13 +54,22 @@ def _relevance(request: Request, sentences: tuple[Sentence, ...]) -> float:
     return 1.0 if sentences and _points_back(sentences[0]) else 0.5
 
 
+def _names_another(request: Request, sentence: Sentence) -> bool:
+    """Whether a sentence speaks of another thing as known: "the lemon tree", not "a lemon" or "two lemons"."""
+    others = things(bool(activity_of(request))) - request.stems
+    return any(
+        stem(word) in others and not _KNOWN.isdisjoint(sentence.words[max(0, index - 2) : index])
+        for index, word in enumerate(sentence.words)
+    )
+
+
 def _describes(request: Request, sentence: Sentence) -> bool:
     """Whether a modifier of the request stands in a sentence before nothing else: "the lemon" of "a lemon tree", but
     not "the lemon cake"."""
     for index, root in enumerate(sentence.content):
         if root in request.modifiers:
             following = sentence.content[index + 1] if index + 1 < len(sentence.content) else ""
-            if following not in things() or following in request.heads:
+            if following not in things(False) or following in request.heads:
                 return True
     return False
 

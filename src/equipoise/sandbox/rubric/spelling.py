@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 
 from equipoise.sandbox.rubric import fields, lexicon
-from equipoise.sandbox.rubric.words import word_set, stem, words_of
+from equipoise.sandbox.rubric.words import stem, word_set, words_of
 from equipoise.sandbox.world import read_text
 
 _TEXTS = ("benign", "borderline", "adversarial", "templates", "responses", "pools")

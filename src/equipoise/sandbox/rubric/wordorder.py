@@ -14,7 +14,7 @@ from equipoise.sandbox.rubric.lexicon import (
     PRONOUNS,
     STRICT_PREPOSITIONS,
 )
-from equipoise.sandbox.rubric.words import word_set, stem
+from equipoise.sandbox.rubric.words import stem, word_set
 
 _SUBJECTS = word_set("i he she we they")
 _MODALS = word_set("can could should may might must will would cannot")
@@ -22,75 +22,39 @@ _PARTICLES = word_set("to in on up out off through about between under near acro
 _AFTER_DETERMINER = (
     DETERMINERS
     | STRICT_PREPOSITIONS
-    | (CONJUNCTIONS - {"while"})
+    | CONJUNCTIONS
     | AUXILIARIES
-    | {
-        "i",
-        "you",
-        "he",
-        "she",
-        "we",
-        "they",
-        "it",
-        "them",
-        "him",
-        "us",
-        "to",
-        "in",
-        "on",
-        "out",
-        "off",
-        "up",
-        "then",
-        "not",
-    }
-    | {"these", "those", "its", "this", "also", "there", "finally", "how", "why"}
-) - {
-    "will",
-    "can",
-    "being",
-    "might",
-    "must",
-    "have",
-    "do",
-    "as",
-    "so",
-    "than",
-    "that",
-    "not",
-    "in",
-    "off",
-    "up",
-    "by",
-    "on",
-    "how",
-}
-_AFTER_POSSESSIVE = _AFTER_DETERMINER | {"a", "an", "the"}
+    | word_set(
+        """i you he she we they it them him us me to out then these those this also there finally how what which why where
+    under through between near onto into over across around about"""
+    )
+) - word_set("while will can being might must have do as so than that by over through under about how what why where i")
+_NOT_AFTER_ARTICLE = word_set("through about what which why where i over between near under")
 _AFTER_PREPOSITION = (
-    STRICT_PREPOSITIONS | word_set("of to and or but is are was does can should may you'll then")
-) | _SUBJECTS
-_BEFORE_ANYTHING = frozenset({("from", "among"), ("until", "at"), ("by", "with"), ("as", "of"), ("from", "to")})
-_AFTER_PREPOSITION_OK = frozenset(
-    {("at", "by"), ("until", "i"), ("until", "he"), ("until", "she"), ("until", "we"), ("until", "they")}
+    STRICT_PREPOSITIONS | _SUBJECTS | word_set("of to and or but is are was does can should may you'll then")
 )
-_AFTER_PREPOSITION_OK |= {
-    ("during", "and"),
-    ("with", "and"),
-    ("for", "and"),
-    ("for", "or"),
-    ("with", "or"),
-    ("for", "to"),
-    ("at", "to"),
+_PREPOSITIONS_TOGETHER = {
+    ("from", "among"),
+    ("until", "at"),
+    ("by", "with"),
+    ("as", "of"),
+    ("from", "to"),
+    ("at", "by"),
 }
+_PREPOSITIONS_TOGETHER |= {("until", subject) for subject in _SUBJECTS}
+_PREPOSITIONS_TOGETHER |= {("from", "under"), ("for", "to"), ("at", "to"), ("into", "and"), ("during", "and")}
 _MAY_END_NOT = word_set(
-    """the a an and or because if my your our their every until during into than as per nor although while am i we he
-    she they whose would must"""
+    """the a an and or because if my your our their every until during into than per nor although while am i we he she
+    they who whose would must till"""
 )
-_MAY_REPEAT = word_set("very bye no please had that so well really ha knock and 's s heh hm go more again long") - {
-    "and"
-}
+_MAY_REPEAT = word_set("very bye no please had that so well really ha knock 's s heh hm go more again long")
 _VOWEL_SOUND = word_set("hour hours honest honour heir hourly honorable")
 _CONSONANT_SOUND = ("uni", "use", "usu", "eu", "one", "once", "ut", "ur", "ubi")
+_NEVER_NOUNS = word_set(
+    """bring buy choose remove keep give become allow avoid include join learn explain describe tell put bake boil
+    carry gather hang hide imagine inflate insert pour prepare protect pull read rinse sell separate speak spend
+    wash write"""
+)
 
 
 def bad_pairs(words: tuple[str, ...], *, question: bool) -> float:
@@ -104,6 +68,8 @@ def bad_pairs(words: tuple[str, ...], *, question: bool) -> float:
 def _bad_pair(first: str, second: str, question: bool) -> float:
     if first == second:
         return 0.0 if first in _MAY_REPEAT else 1.0
+    if first in ("a", "an", "the") and second in _NOT_AFTER_ARTICLE:
+        return 1.0
     if first in ("a", "an"):
         return 1.0 if second in _AFTER_DETERMINER or _wrong_article(first, second) else 0.0
     if first in DETERMINERS:
@@ -118,8 +84,10 @@ def _bad_pair(first: str, second: str, question: bool) -> float:
 
 
 def _no_object(preposition: str, second: str) -> bool:
+    if second in _NEVER_NOUNS:
+        return True
     pair = (preposition, second)
-    if second not in _AFTER_PREPOSITION or pair in _BEFORE_ANYTHING or pair in _AFTER_PREPOSITION_OK:
+    if second not in _AFTER_PREPOSITION or pair in _PREPOSITIONS_TOGETHER:
         return False
     return preposition in ("of", "into", "during", "from", "by", "until", "against") or second not in (
         "and",
@@ -173,12 +141,8 @@ def capital_inside(text: str) -> bool:
 
 
 def _opens_sentences(word: str) -> bool:
-    return (word in FUNCTION_WORDS or word in ACTION_VERBS or word in ("sorry", "instead")) and word not in (
-        "may",
-        "will",
-        "mark",
-        "i",
-    )
+    name = word in ("may", "will", "mark", "i") or word.startswith("i'")
+    return not name and (word in FUNCTION_WORDS or word in ACTION_VERBS or word in ("sorry", "instead"))
 
 
 def longest_content_run(text: str) -> int:
