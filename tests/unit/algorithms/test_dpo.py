@@ -168,6 +168,9 @@ def test_a_truncated_response_gets_no_end(directory: Path) -> None:
     record = PairRecord("help", "yes please", "no", chosen_truncated=True)
     pair = encode_pairs(policy, [record], 100)[0][0]
     assert pair.chosen_ids[-1] not in policy.eos_ids and pair.rejected_ids[-1] in policy.eos_ids
+    record = PairRecord("help", "yes please", "no", rejected_truncated=True)
+    pair = encode_pairs(policy, [record], 100)[0][0]
+    assert pair.chosen_ids[-1] in policy.eos_ids and pair.rejected_ids[-1] not in policy.eos_ids
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,8 @@ def test_a_truncated_response_gets_no_end(directory: Path) -> None:
         (RECORDS[0], 8, ("a cake", "mix flour sugar then water <eos>", "no <eos>")),
         # A longer rejected response leaves a quarter of the room to the prompt, then loses its own end.
         (PairRecord("how do i make", "yes", "no no no no no no no"), 8, ("i make", "yes <eos>", "no no no no no no")),
+        # What a chosen response takes of that quarter, the rejected one may take too.
+        (PairRecord("how do i", "go " * 6, "no " * 9), 8, ("i", "go go go go go go <eos>", "no no no no no no no")),
         # The chosen one may take all but one token.
         (PairRecord("how do i make", "yes yes yes", "no no no no no"), 5, ("make", "yes yes yes <eos>", "no no no no")),
     ],
