@@ -343,6 +343,37 @@ def test_the_adaptive_coefficient_moves_with_the_steps_and_is_used(
     assert beta != 0.1
 
 
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_a_process_without_rows_takes_part_with_nothing(
+    directory: Path, tmp_path: Path, rollout: Rollout, monkeypatch: pytest.MonkeyPatch, critic: str
+) -> None:
+    """Its passes count 0, and every parameter still gets a gradient: data parallelism waits for them."""
+    made: list[Any] = []
+
+    class Recorded(ppo.MinibatchLosses):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append((self, arguments[-1], arguments[0]))
+
+    monkeypatch.setattr(ppo, "MinibatchLosses", Recorded)
+    train(directory, tmp_path / "run", rollout, TABLE, config_of(directory, critic={"kind": critic}), monkeypatch)
+    minibatch, totals, learner = made[0]
+    before = copy.copy(totals)
+    nobody = torch.zeros(0, dtype=torch.long)
+    networks = [(learner.policy.module, minibatch.policy_loss)]
+    if learner.critic is not None:
+        networks.append((learner.critic.module, minibatch.critic_loss))
+    for module, loss in networks:
+        for part in minibatch.passes(nobody, loss):
+            value = part()
+            assert float(value.detach()) == 0
+            value.backward()
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None and not parameter.grad.any(), name
+    assert totals == before
+
+
 class _Passes:
     """Counts forward passes of a module."""
 
