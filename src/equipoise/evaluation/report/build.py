@@ -27,7 +27,7 @@ from equipoise.evaluation.report import (
 from equipoise.evaluation.report.inputs import ReportData, read_report_data
 from equipoise.evaluation.report.pictures import write_figures
 from equipoise.evaluation.report.section import Section
-from equipoise.evaluation.report.text import number, percent, policy_label, value_and_interval, visible
+from equipoise.evaluation.report.text import mean_only, number, policy_label, visible
 from equipoise.evaluation.rows import write_text
 
 REPORT_FILE = "report.html"
@@ -131,8 +131,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "visible": visible,
         "number": number,
-        "estimate": value_and_interval,
-        "percent": percent,
+        "mean_only": mean_only,
         "label": policy_label,
         "embedded_json": embedded_json,
     }

@@ -18,7 +18,7 @@ from equipoise.evaluation.report.charts import (
 from equipoise.evaluation.report.inputs import ReportData
 from equipoise.evaluation.report.schema import Estimate
 from equipoise.evaluation.report.section import Section
-from equipoise.evaluation.report.text import percent, policy_label, value_and_interval, verdict
+from equipoise.evaluation.report.text import joined, percent, policy_label, sentence, value_and_interval, verdict
 
 HARMLESS = ("benign", "borderline")
 
@@ -45,23 +45,24 @@ def _counts(data: ReportData) -> dict[str, int]:
 
 
 def _over_refusal(data: ReportData) -> list[str]:
-    """Sentences about refusing harmless prompts, where that was measured."""
+    """A sentence for each harmless kind: which methods refuse it more often than the base, as far as one can tell."""
     if data.comparison is None:
         return []
+    words = {
+        "rose": "refused more often than by the base: {}",
+        "fell": "refused less often than by the base: {}",
+        "unclear": "no clear change in refusals: {}",
+        "unknown": "not compared: {}",
+    }
     result = []
-    for name, method in data.comparison.methods.items():
-        for kind in HARMLESS:
-            difference = method.refusal_difference.get(kind)
-            if difference is None or difference.mean is None:
-                continue
-            says = {
-                "rose": "refuses more often than the base",
-                "fell": "refuses less often than the base",
-                "unclear": "shows no clear change in how often it refuses",
-                "unknown": "cannot be compared with the base",
-            }[verdict(difference)]
-            points = percent(difference, signed=True)
-            result.append(f"On {kind} prompts {policy_label(name)} {says} ({points} percentage points).")
+    for kind in HARMLESS:
+        groups: dict[str, list[str]] = {key: [] for key in words}
+        for name, method in data.comparison.methods.items():
+            if kind in method.refusal_difference:
+                groups[verdict(method.refusal_difference[kind])].append(policy_label(name))
+        parts = [words[key].format(joined(names)) for key, names in groups.items() if names]
+        if parts:
+            result.append(f"{sentence(kind)} prompts, {'; '.join(parts)}.")
     return result
 
 
@@ -130,14 +131,14 @@ def differences_by_group(
 
 
 def _difference_row(aspect: str, policy: str, difference: Estimate, data: ReportData, *, many: bool) -> StripRow:
-    label = f"{aspect}, {policy_label(policy)}" if many else aspect
     series = data.policies.index(policy) if policy in data.policies else 1
     return StripRow(
-        label,
+        policy_label(policy) if many else aspect,
         series,
         difference,
         value_and_interval(difference, signed=True),
         change_is_clear=verdict(difference) in ("rose", "fell"),
+        section=aspect if many else "",
     )
 
 
@@ -155,15 +156,17 @@ def means_chart(data: ReportData) -> StripChart | None:
     ]
     inside = all(0 <= value <= 1 for value in ends(every))
     scale = UNIT if inside else nice_scale(ends(every))
+    many = len(data.evaluations) > 1
     groups = [
         StripGroup(
             kind,
             tuple(
                 StripRow(
-                    f"{aspect}, {policy_label(policy)}" if len(data.evaluations) > 1 else aspect,
+                    policy_label(policy) if many else aspect,
                     series,
                     evaluation.score(aspect).by_kind[kind],
                     value_and_interval(evaluation.score(aspect).by_kind[kind]),
+                    section=aspect if many else "",
                 )
                 for aspect in data.judged
                 for series, (policy, evaluation) in enumerate(data.evaluations.items())

@@ -92,6 +92,7 @@ class StripRow:
     change: str = ""
     change_is_clear: bool = False
     points: tuple[float, ...] = ()  # means of single seeds
+    section: str = ""  # what several rows in a group share; the label is then the policy
 
 
 @dataclass(frozen=True)
@@ -183,11 +184,16 @@ def strip_svg(group: StripGroup, row: StripRow) -> Markup:
             f'<svg x="{_x(group.scale, row.estimate.mean)}" y="{middle}" overflow="visible" width="1" height="1">'
             f"{_marker(row.series)}</svg>"
         )
-    described = escape(f"{group.slug}, {visible_line(row.label)}: {row.text}")
+    described = escape(f"{', '.join(part for part in (group.slug, full_label(row)) if part)}: {row.text}")
     body = Markup("".join(parts))
-    return Markup('<svg class="strip s{}" width="100%" height="{}" role="img" aria-label="{}">{}</svg>').format(
-        row.series % SHAPES, STRIP_HEIGHT, described, body
-    )
+    # The title is what a pointer shows: some rows have no room for their interval as text.
+    frame = '<svg class="strip s{}" width="100%" height="{}" role="img" aria-label="{}"><title>{}</title>{}</svg>'
+    return Markup(frame).format(row.series % SHAPES, STRIP_HEIGHT, described, described, body)
+
+
+def full_label(row: StripRow) -> str:
+    """Section and label in one line of plain text."""
+    return visible_line(", ".join(part for part in (row.section, row.label) if part))
 
 
 def _marker(series: int) -> str:

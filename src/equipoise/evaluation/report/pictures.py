@@ -18,13 +18,15 @@ from equipoise.evaluation.report.charts import (
     StripChart,
     StripGroup,
     StripRow,
+    ends,
+    full_label,
     spread,
 )
 from equipoise.evaluation.report.inputs import ReportData
 from equipoise.evaluation.report.learning import PROXY_LABEL, score_panels
 from equipoise.evaluation.report.outcome import outcome_chart
 from equipoise.evaluation.report.summary import headline
-from equipoise.evaluation.report.text import SPACE, judge_label, number, policy_label, visible_line
+from equipoise.evaluation.report.text import joined, judge_label, mean_only, number, policy_label, visible_line
 
 COLOURS = ("#6b7078", "#0a66b2", "#c0490a", "#00795a", "#a2467f", "#8a6a00")  # the page's, by series
 MARKERS = ("o", "o", "s", "D", "^", "v")
@@ -37,6 +39,7 @@ STYLES: dict[str, dict[str, Any]] = {
 INK, SOFT, GRID = "#1c1d1f", "#5b5f66", "#e4e4e0"
 DPI = 200
 WIDTH = 8.0  # inches: 1,600 pixels
+LINE = 76  # characters of a headline
 ROW, HEADING = 0.2, 0.3  # inches of a strip and of a group's heading
 
 
@@ -111,11 +114,12 @@ def _draw_strips(
     chart: StripChart,
     columns: tuple[float, float],
     *,
-    value_at: float | None = None,
+    values_at_dots: bool = False,
 ) -> None:
     """Strips in a box of the figure (left, bottom, width, height).
 
-    `columns`: where the strips begin and end, `value_at`: where the values' texts end, all as shares of the box.
+    `columns`: where the strips begin and end, as shares of the box. `values_at_dots` writes a row's text beside its
+    dot instead of in a column.
     """
     axes = figure.add_axes(box)
     axes.set(xlim=(0, 1), ylim=(0, _height(chart)))
@@ -126,7 +130,7 @@ def _draw_strips(
         if group.note:
             _text(axes, columns[1], y - 0.19, group.note, color=SOFT, va="center", ha="right", fontsize=6.5)
         y -= HEADING
-        _draw_group(axes, group, y, columns, chart, value_at)
+        _draw_group(axes, group, y, columns, chart, values_at_dots)
         y -= ROW * len(group.rows)
         if _own_axes(chart) or place == len(chart.groups) - 1:
             for tick in group.scale.ticks:
@@ -145,7 +149,7 @@ def _draw_group(
     top: float,
     columns: tuple[float, float],
     chart: StripChart,
-    value_at: float | None,
+    values_at_dots: bool,
 ) -> None:
     bottom = top - ROW * len(group.rows)
     for tick in group.scale.ticks:
@@ -156,13 +160,30 @@ def _draw_group(
     for number_of, row in enumerate(group.rows):
         y = top - ROW * (number_of + 0.5)
         _draw_row(axes, group, row, y, columns)
-        _text(axes, 0.012, y, row.label, va="center", color=INK)
+        _text(axes, 0.012, y, full_label(row), va="center", color=INK)
         two = len(chart.columns) > 2
-        right = value_at or columns[1] + (0.215 if two else 0.24)
-        _text(axes, right, y, row.text, ha="right", va="center", fontsize=7)
+        if values_at_dots:
+            _value_at_dot(axes, group, row, y, columns)
+        else:
+            right = columns[1] + (0.215 if two else 0.24)
+            _text(axes, right, y, row.text, ha="right", va="center", fontsize=7)
         if two:
             weight = "bold" if row.change_is_clear else "normal"
             _text(axes, 1, y, row.change, ha="right", va="center", fontsize=7, fontweight=weight)
+
+
+def _value_at_dot(
+    axes: Any, group: StripGroup, row: StripRow, y: float, columns: tuple[float, float], gap: float = 0.016
+) -> None:
+    """On the side away from the reference line."""
+    values = ends([row.estimate])
+    mean = row.estimate.mean
+    if mean is None:
+        return
+    if group.reference is not None and mean < group.reference:
+        _text(axes, _across(group, min(values), columns) - gap, y, row.text, ha="right", va="center", fontsize=7)
+    else:
+        _text(axes, _across(group, max(values), columns) + gap, y, row.text, va="center", fontsize=7)
 
 
 def _draw_row(axes: Any, group: StripGroup, row: StripRow, y: float, columns: tuple[float, float]) -> None:
@@ -179,7 +200,7 @@ def _draw_row(axes: Any, group: StripGroup, row: StripRow, y: float, columns: tu
             _across(group, row.estimate.mean, columns),
             y,
             marker=MARKERS[row.series % SHAPES],
-            markersize=3.9,
+            markersize=3.7,
             markerfacecolor=face,
             markeredgecolor=colour,
             markeredgewidth=1.0,
@@ -251,7 +272,7 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
     if panel.x_label == "step" and panel.lines:
         axes.set_xlim(left=0, right=max(max(line.xs) for line in panel.lines))
     axes.annotate(
-        panel.x_label, (1, 0), (9, -8.6), "axes fraction", textcoords="offset points", fontsize=6.5, color=SOFT
+        panel.x_label, (1, 0), (9, -7.6), "axes fraction", textcoords="offset points", fontsize=6.5, color=SOFT
     )
     _end_labels(axes, panel)
 
@@ -297,14 +318,11 @@ def overview_figure(data: ReportData) -> Any | None:
         _text(heading, 0.022, top + 0.38 - 0.22 * place, line, fontsize=11.5, fontweight="bold", va="center")
     _text(heading, 0.022, 0.33, "Before and after", fontsize=9, fontweight="bold", va="center")
     _text(heading, 0.022, 0.13, f"{_judge(data)}; 95% intervals", fontsize=7, color=SOFT, va="center")
-    split = 0.49 if panels else 0.97
-    mean_at = split - 0.162
-    _text(heading, mean_at, -0.19, "mean", fontsize=7, color=SOFT, va="center", ha="right")
+    split = 0.5 if panels else 0.97
     _text(heading, split, -0.19, "change", fontsize=7, color=SOFT, va="center", ha="right")
     bottom, share = 0.1 / height, body / height
     box = (0.022, bottom + share - _height(chart) / height, split - 0.022, _height(chart) / height)
-    value_at = (mean_at - 0.022) / (split - 0.022)
-    _draw_strips(figure, box, chart, (0.15, value_at - (0.1 if panels else 0.05)), value_at=value_at)
+    _draw_strips(figure, box, chart, (0.15, 0.6) if panels else (0.12, 0.76), values_at_dots=True)
     if panels:
         left = split + 0.035
         title = f"During {policy_label(runs[0].name)}"
@@ -317,7 +335,7 @@ def overview_figure(data: ReportData) -> Any | None:
 def _means_only(chart: StripChart) -> StripChart:
     """The bars show the intervals; the picture has no room for them as text."""
     groups = tuple(
-        replace(group, note="", rows=tuple(replace(row, text=row.text.split(SPACE)[0]) for row in group.rows))
+        replace(group, note="", rows=tuple(replace(row, text=mean_only(row.text)) for row in group.rows))
         for group in chart.groups
     )
     return replace(chart, groups=groups)
@@ -326,8 +344,14 @@ def _means_only(chart: StripChart) -> StripChart:
 def _headline_lines(data: ReportData) -> list[str]:
     assert data.comparison is not None
     methods = data.comparison.methods
-    lines = [line for name, method in methods.items() for line in textwrap.wrap(headline(name, method, data), 92)]
-    return lines if len(lines) <= 4 else [f"{', '.join(map(policy_label, methods))} against the base"]
+    if len(methods) == 1:
+        text = next(headline(name, method, data) for name, method in methods.items())
+    else:
+        text = f"{joined([policy_label(name) for name in methods])} against the base"
+    count = len(textwrap.wrap(text, LINE))
+    # The narrowest lines that are no more: no word is left alone on the last.
+    width = next(width for width in range(1, LINE + 1) if len(textwrap.wrap(text, width)) <= count)
+    return textwrap.wrap(text, width)
 
 
 def _curve_words(axes: Any, x: float, y: float, panels: Sequence[Panel]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from equipoise.evaluation.report.inputs import ReportData
@@ -48,10 +49,20 @@ def _data_facts(data: ReportData) -> list[tuple[str, str]]:
         facts.append((names.get(key, key.replace("_", " ").capitalize()), _counts(value)))
     facts.append(("Seed", str(start.seed)))
     if start.started and start.finished:
-        facts.append(("When", f"{start.started} to {start.finished}"))
+        facts.append(("When", period(start.started, start.finished)))
     if start.stages:
         facts.append(("Time", duration(sum(start.stages.values()))))
     return facts
+
+
+def period(started: str, finished: str) -> str:
+    """ "2025-11-02 10:00 to 10:04 UTC"; what is not an ISO date is shown as it is."""
+    try:
+        first, last = datetime.fromisoformat(started), datetime.fromisoformat(finished)
+    except ValueError:
+        return f"{started} to {finished}"
+    end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M}"
+    return f"{first:%Y-%m-%d %H:%M} to {end} {first.tzname() or ''}".rstrip()
 
 
 def _counts(value: Any) -> str:

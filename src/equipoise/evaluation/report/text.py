@@ -55,6 +55,11 @@ def value_and_interval(estimate: Estimate, *, signed: bool = False) -> str:
     return f"{mean}{SPACE}{interval(estimate, signed=signed)}".rstrip()
 
 
+def mean_only(text: str) -> str:
+    """The mean of what `value_and_interval` wrote."""
+    return text.split(SPACE)[0]
+
+
 def percent(estimate: Estimate, *, signed: bool = False) -> str:
     """A rate as "38% [31%, 45%]"; a difference of rates (signed) in points: "+7 [−2, +16]"."""
     scaled = scale_estimate(estimate, 100)

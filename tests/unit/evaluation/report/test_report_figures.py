@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 from tests.report_toys import edit, quickstart_directory, run_directory
 
+from equipoise.cli.main import run
 from equipoise.cli.report import report_command
 from equipoise.errors import DataError
 from equipoise.evaluation.report import build_report
@@ -60,6 +61,17 @@ def test_nothing_is_written_where_the_input_is_broken(quickstart: Path) -> None:
 def test_the_same_directory_gives_the_same_page(quickstart: Path) -> None:
     first = build_report(quickstart).read_bytes()
     assert build_report(quickstart).read_bytes() == first
+
+
+def test_the_command_ends_with_one_message_and_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["equipoise", "report", str(tmp_path / "absent")])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith(f"equipoise: {tmp_path / 'absent'}: no such directory") and "\n" not in message
 
 
 def test_file_stem() -> None:

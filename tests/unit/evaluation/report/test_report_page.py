@@ -22,7 +22,7 @@ HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)>"
     "\u202eevil\u202c\x00\x1b[2J\u2028\u200b<!-- {{ 7*7 }} &lt;script&gt;"
 )
-VOID = {"meta", "link", "br", "img", "input", "hr", "line", "circle", "rect"}
+VOID = {"meta", "col", "link", "br", "img", "input", "hr", "line", "circle", "rect"}
 
 
 class Page(HTMLParser):

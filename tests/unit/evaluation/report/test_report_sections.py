@@ -78,14 +78,20 @@ def test_refusals_by_kind_with_their_changes(one_method: ReportData) -> None:
 
 def test_over_refusal_is_said_only_where_the_interval_says_so(one_method: ReportData) -> None:
     benign, borderline = said(by_kind, one_method)["over_refusal"]
-    assert "On benign prompts GRPO shows no clear change" in benign
-    assert "On borderline prompts GRPO refuses more often" in borderline
+    assert benign == "Benign prompts, no clear change in refusals: GRPO."
+    assert borderline == "Borderline prompts, refused more often than by the base: GRPO."
 
 
 def test_differences_by_kind_for_several_methods(three_methods: ReportData) -> None:
     chart = by_kind.difference_chart(three_methods)
     assert chart is not None and [group.title for group in chart.groups] == list(KINDS)
-    assert [row.label for row in chart.groups[0].rows][:3] == ["politeness, GRPO", "politeness, PPO", "politeness, DPO"]
+    rows = [(row.section, row.label) for row in chart.groups[0].rows]
+    assert rows[:4] == [
+        ("politeness", "GRPO"),
+        ("politeness", "PPO"),
+        ("politeness", "DPO"),
+        ("meaningfulness", "GRPO"),
+    ]
     assert all(group.reference == 0.0 and group.scale.low == -group.scale.high for group in chart.groups)
 
 
@@ -93,7 +99,8 @@ def test_a_comparison_of_an_earlier_version_shows_means_by_kind(quickstart: Path
     edit(quickstart / "comparison.json", lambda values: values["methods"]["grpo"].pop("paired_by_kind"))
     content = said(by_kind, read_report_data(quickstart))
     assert content["differences"] is None
-    assert content["means"].groups[0].rows[1].label == "politeness, GRPO"
+    row = content["means"].groups[0].rows[1]
+    assert (row.section, row.label) == ("politeness", "GRPO")
 
 
 # -- learning ----------------------------------------------------------------------------------------------------
@@ -218,6 +225,12 @@ def test_controls_that_were_not_compared(quickstart: Path) -> None:
     cards = {card["name"]: card for card in said(controls, read_report_data(quickstart))["cards"]}
     assert cards["best_of_16"]["group"] is None and "not compared" in cards["best_of_16"]["result"]
     assert cards["always_refuse"]["group"] is not None
+
+
+def test_period() -> None:
+    assert setup.period("2025-11-02T10:00:00+00:00", "2025-11-02T10:04:36+00:00") == "2025-11-02 10:00 to 10:04 UTC"
+    assert setup.period("2025-11-02T23:58:00", "2025-11-03T00:04:36") == "2025-11-02 23:58 to 2025-11-03 00:04"
+    assert setup.period("noon", "later") == "noon to later"
 
 
 # -- setup, cost, limits -----------------------------------------------------------------------------------------
