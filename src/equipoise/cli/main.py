@@ -62,7 +62,7 @@ def train(
         bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
     ] = False,
 ) -> None:
-    """Train what a recipe says: sft, reward or grpo."""
+    """Train what a recipe says: sft, reward, grpo, ppo or dpo."""
     from equipoise.cli.train import end_processes, train_recipe
 
     try:
