@@ -6,10 +6,12 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import DistributedType
 from safetensors.torch import load_file
 from tests.ppo_twin import naive_values
 from tests.toy import grpo_values, toy_policy_directory, toy_rollout, toy_tokenizer
@@ -205,6 +207,30 @@ def test_a_policy_whose_head_does_not_fit_the_recipe(directory: Path, tmp_path: 
     wanted = {"separate": "without a value head; load it with value_head=False", "shared": "with a value head"}
     with pytest.raises(ConfigError, match=f"critic.kind '{kind}' needs a policy {wanted[kind]}"):
         made(directory, tmp_path / "run", policy=policy, kind=kind)
+
+
+def test_sharded_weights_are_refused(directory: Path) -> None:
+    run: Any = SimpleNamespace(accelerator=SimpleNamespace(distributed_type=DistributedType.FSDP))
+    with pytest.raises(ConfigError, match="algorithm ppo: policy and critic are not sharded; launch without FSDP"):
+        make_critic(load_policy(directory, trainable=True), config_of(directory), run)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_critic_with_gradient_checkpointing_has_the_same_gradients(
+    directory: Path, tmp_path: Path, lora: dict[str, int] | None
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        source = {"model": str(directory), "lora": lora, "gradient_checkpointing": checkpointing}
+        policy = load_policy(config_of(directory, policy=source).policy, trainable=True)
+        _, critic = made(directory, tmp_path / str(checkpointing), policy=policy)
+        assert critic is not None
+        randomised(critic.module.value_head)
+        critic_values(critic, toy_rollout([4, 1], [3, 6])).square().sum().backward()
+        found.append([p.grad for p in critic.module.parameters() if p.requires_grad])
+        assert all(gradient is not None for gradient in found[-1])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_cost_by_hand(tmp_path: Path) -> None:

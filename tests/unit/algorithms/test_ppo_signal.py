@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 from tests.toy import grpo_values
 from torch import Tensor
 
+from equipoise.algorithms.grpo_records import Watch
+from equipoise.algorithms.grpo_signal import Objectives
 from equipoise.algorithms.ppo_signal import KLController, combine_scores, moments, token_rewards, whiten
 from equipoise.algorithms.run import Run
 from equipoise.config import AdaptiveKLConfig, PPOConfig, recipe_from_mapping
 from equipoise.errors import ConfigError
+from equipoise.models.aspects import Aspect
 
 NAN = math.nan
 
@@ -112,6 +116,22 @@ def test_statistics_of_two_processes(run: Run, monkeypatch: pytest.MonkeyPatch) 
     }
     monkeypatch.setattr(Run, "totals", lambda self, values: {name: v + theirs[name] for name, v in values.items()})
     assert moments(whole[:2], mask[:2], run) == pytest.approx(expected)
+
+
+def test_an_aspect_that_makes_the_score_alone_is_said(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    aspects = [Aspect(name, higher_is_better=True) for name in ("a", "b")]
+    objectives = Objectives(aspects, tensor(1, 1))
+    metrics = {
+        "kl": None, "truncated_fraction": 0.0, "completion_length/mean": 3.0,
+        "reward/a/variance_share": 0.1, "reward/b/variance_share": 0.9,
+    }  # fmt: skip
+    watch = Watch()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            watch.observe(metrics, objectives, run)
+    assert [r.getMessage() for r in caplog.records] == [
+        "aspect 'b' makes over 80% of the reward's variance: lower its weight"
+    ]
 
 
 def test_the_controller_by_hand() -> None:
