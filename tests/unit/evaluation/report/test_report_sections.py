@@ -154,6 +154,8 @@ def test_a_run_of_sft_alone_shows_its_losses(tmp_path: Path) -> None:
 def test_steps_without_a_number_are_left_out() -> None:
     run = RunData("grpo", {}, {}, [{"step": 1, "kl": None}, {"step": 2, "kl": 0.5}, {"step": 3, "kl": True}], None)
     assert run.series("kl") == ([2.0], [0.5])
+    run.metrics.append({"step": 4, "kl": float("inf")})  # what 1e999 is read as
+    assert run.series("kl") == ([2.0], [0.5])
 
 
 # -- reward quality ----------------------------------------------------------------------------------------------
