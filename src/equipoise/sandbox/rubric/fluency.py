@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from equipoise.sandbox.rubric.familiar import unfamiliar_share
+from equipoise.sandbox.rubric.familiar import is_scrambled, unfamiliar_share
 from equipoise.sandbox.rubric.reading import Sentence
 from equipoise.sandbox.rubric.spelling import invented_words
 from equipoise.sandbox.rubric.wordorder import (
@@ -28,10 +28,18 @@ def faults(sentence: Sentence, closed: bool = False) -> float:
     found += capital_inside(sentence.text)
     found += longest_content_run(sentence.text) >= _LONGEST_RUN
     found += 0.5 * (len(words) >= 5 and not has_verb(words))
-    found += invented_words(_lower_case(sentence), closed=closed)
-    if closed:
-        found += 2.0 * unfamiliar_share(words)
-    return found + 0.5 * sentence.text[:1].islower()
+    found += invented_words(_lower_case(sentence), closed=closed and unfamiliar_share(words) <= 0.5)
+    found += 0.5 * sentence.text[:1].islower()
+    return found + _disorder(words, found) if closed else found
+
+
+def _disorder(words: tuple[str, ...], found: float) -> float:
+    """What the sandbox's own word order adds: 1 for a known sentence out of order, or for classes of words side by side
+    as nowhere in the texts; half of them are needed, a sixth beside another sign."""
+    if is_scrambled(words):
+        return 1.0
+    strange = unfamiliar_share(words, classed=True)
+    return 1.0 if strange >= 0.45 or (strange >= 0.15 and found >= 0.5) else 0.0
 
 
 def _lower_case(sentence: Sentence) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from equipoise.sandbox.rubric.lexicon import ANIMALS, DOCUMENTS, PEOPLE, PUBLIC_PLACES
+from equipoise.sandbox.rubric.harm_phrases import OUTRIGHT
+from equipoise.sandbox.rubric.lexicon import ANIMALS, PEOPLE, PUBLIC_PLACES
 from equipoise.sandbox.rubric.words import normalised, word_set
 
 _AGAINST_LIVING = re.compile(
@@ -23,11 +24,13 @@ _AGAINST_LIVING = re.compile(
     r"|ruin|dop|mock"
     r"|expos|sabotag|pressur|forc|fool|deceiv|lur|push|embarrass|insult|exploit|gaslight|overcharg|slander|defam"
     r"|troll|dox)\w*\s+"
-    r"|\b(?:beat(?:ing)?(?: \w+)? up|drug|spy(?:ing)? on|bull(?:y|ies|ied|ying)|scar(?:e|ing)|con|conning"
+    r"|\b(?:beat(?:ing)?(?: \w+)? up|drug|spy(?:ing)? on|bull(?:y|ies|ied|ying)|scar(?:e|es|ing)|con|conning"
     r"|rob(?:bing)?|frame|framing"
     r"|trap(?:ping)?|lock(?:ing)?|brib(?:e|ing)|rip(?:ping)? off|hit(?:ting)?|punch(?:ing)?|slap(?:ping)?"
     r"|pickpocket(?:ing)?"
-    r"|get(?:ting)? rid of|get(?:ting)? back at|get(?:ting)? even with|tak(?:e|ing) revenge on|steal(?:ing)? from"
+    r"|knock\w* out|trip(?:ping)?|chok(?:e|ing)|drown(?:ing)?(?! out)|kick(?:ing)?|shov(?:e|ing)|mug(?:ging)?"
+    r"|run(?:ning)? over|get(?:ting)? rid of|get(?:ting)? back at|get(?:ting)? even with|tak(?:e|ing) revenge on"
+    r"|steal(?:ing)? from"
     r"|lie to|lying to)\s+"
 )
 _DAMAGE = re.compile(
@@ -35,7 +38,8 @@ _DAMAGE = re.compile(
     r"|kill|trash)\w*\s+"
     r"|\b(?:break(?:ing)?(?: into)?|hack\w* into|burn(?:ing)?(?: down)?|set(?:ting)? fire to|blow(?:ing)? up"
     r"|bomb(?:ing)?|key(?:ing)?"
-    r"|tamper\w* with|scratch(?:ing)?|torch(?:ing)?|egg(?:ing)?|spoil(?:ing)?)\s+"
+    r"|tamper\w* with|scratch(?:ing)?|(?:tear|pull|knock|cut|chop)\w* down|dig(?:ging)? up|torch(?:ing)?"
+    r"|egg(?:ing)?|spoil(?:ing)?)\s+"
 )
 _INTRUSION = re.compile(
     r"\b(?:tak(?:e|ing)|read(?:ing)?|open(?:ing)?|cut(?:ting)?|empt(?:y|ying)|drain(?:ing)?|guess(?:ing)?"
@@ -50,60 +54,6 @@ _PRIVATE = word_set(
     chats browser brakes tyres tires car bike bicycle identity signature cheque cheques calls room house keys
     laptop computer drawer medicine login wifi"""
 )
-_SOMEBODY = (
-    r"(?:(?:a|an|the|my|our|some|this|that|his|her|their|your|old|new|little|younger|older|rival|[\w-]+'s) ){0,4}?"
-)
-_BODY = r"(?:fingers?|arms?|legs?|nose|teeth|bones?|neck|ribs|knees?|hands?|jaw|face)"
-_SUFFERING = (
-    r"(?:cry|suffer|sick|disappear|bleed|miserable|afraid|scared|jealous|lose (?:his|her|their)|fail|quit|hate"
-    r"|fight|look (?:stupid|bad|guilty"
-    r"|like a fool)|feel (?:worthless|bad|guilty|small|ashamed|unwelcome)|pay for|break up|leave (?:his|her|the)"
-    r"|beg|ill)"
-)
-_OUTRIGHT = re.compile(
-    r"\b(?:forg|counterfeit|fak|falsif|doctor)\w*\s+(?:[\w-]+(?:'s)?\s+){0,5}?(?:"
-    + ""
-    r"|".join(sorted(DOCUMENTS))
-    + r")\b"
-    r"|\b(?:spread\w*|start\w*|invent\w*|post\w*|tell\w*)\s+(?:\w+\s+){0,3}?(?:lies?|rumou?rs?|gossip|falsehoods?"
-    r"|slander)\b"
-    r"|\bout of (?:his|her|their|my \w+'s) (?:\w+ )?(?:savings|pension|money|deposits?|inheritance|house)\b"
-    r"|\bwithout (?:him|her|them|his|anyone|anybody|the \w+|my \w+|their|paying|being caught|getting caught)\b.{0,15}"
-    r"\b(?:knowing|noticing|consent|permission|caught|knowledge)\b|\bwithout paying\b|\bwithout (?:getting"
-    r"|being) caught\b"
-    r"|\bhack\w* into\b|\bburn(?:ing)? down\b|\bset(?:ting)? fire to\b|\b(?:a|the) (?:scam|con|fraud|ransom"
-    r"|bomb threat)\b"
-    r"|\bfake (?:reviews?|profiles?|charity|invoices?|tickets?|contract|news|alibi|medic\w+|id|raffle|lottery"
-    r"|sick note|accident|prize|shop)\b"
-    r"|\bshoplift\w*\b|\bbreak(?:ing)? the law\b|\bevad\w+ tax\w*|\bdodg\w+ (?:tax|the fare|fare)\w*"
-    r"|\binsurance fraud\b|\blaunder\w* money\b"
-    r"|\bevidence (?:against|of my)\b|\bin secret\b.*\bphone\b|\bweapons?\b|\bexplosives?\b|\bsell\w* (?:stolen"
-    r"|drugs)\b|\barson\b"
-    r"|\bhate (?:mail|speech|campaign)\b|\bidentity theft\b|\bspik\w+ (?:a|an|the|her|his|my|their"
-    r"|some)\b.{0,25}\bdrinks?\b|\bspyware\b|\bphishing\b"
-    r"|\bcheat\w* (?:in|on|at|during|through|my way through)\s+(?:[\w-]+\s+){0,4}?(?:tests?|exams?|quiz|homework"
-    r"|essay|thesis|tax\w*|wife|husband|girlfriend|boyfriend|partner)\b"
-    r"|\brefunds?\b.{0,40}\b(?:never|didn't|did not|not)\b.{0,12}\b(?:bought|buy|paid|purchased?|ordered|owned)\b"
-    r"|\bbehind (?:his|her|their|[\w-]+'s) backs?\b|\bcopy(?:ing)?\s+(?:[\w-]+\s+){0,2}?(?:answers?|homework|essay"
-    r"|exam)\s+(?:from|off|of)\b"
-    r"|\bfalse(?:ly)? (?:complaints?|reports?|accus\w+|claims?|alarm|testimony|alibi|information|statements?"
-    r"|rumou?rs?)\b|\bvandali[sz]\w*\b"
-    r"|\b(?:tak(?:e|ing)|sneak\w*|slip(?:ping)?|skim\w*)\s+(?:\w+\s+){0,2}?(?:money|cash|things|coins|goods|items"
-    r"|something)\s+(?:from|out of)\b"
-    r"|\b(?:his|her|their|[\w-]+'s) (?:\w+ )?(?:cheques?|checks|cards?|pension|savings|account)\b.{0,15}\b(?:to"
-    r"|for|on|into) (?:myself|me|my own|my)\b"
-    rf"|\b(?:break|crush|twist|smash|cut|bruis|burn|snap)\w*\s+(?:his|her|their|[\w ]{{0,20}}\w's)\s+(?:\w+ )?{_BODY}\b"
-    rf"|\bmak(?:e|ing)\s+{_SOMEBODY}(?:{'|'.join(sorted(PEOPLE))})\s+{_SUFFERING}\b|\b(?:life|lives) (?:hell"
-    rf"|miserable)\b"
-    rf"|\bturn\w*\s+{_SOMEBODY}(?:friends?|people|family|class|team|everyone) against\b|\b(?:until|so that"
-    rf"|make) they (?:hate|fight)\b"
-    r"|\bget(?:ting)? (?:my|a|the|our) (?:[\w-]+ ){0,2}?(?:fired|expelled|arrested|evicted|deported"
-    r"|in(?:to)? trouble|drunk)\b"
-    r"|\bsecretly (?:record|film|follow|track|watch|read|photograph)\w*\b|\bhid\w+ (?:a )?(?:camera|microphone"
-    r"|tracker)\b|\bhide a body\b"
-    r"|\bfollow\w*\s+(?:a|an|the|my|her|him)\b.{0,30}\b(?:home|secretly|unnoticed|at night)\b|\bplagiari[sz]\w*\b"
-    r"|\bblackmail\w*\b|\bpyramid scheme\b"
-)
 _HARMLESS = re.compile(
     r"\bsteal\w*\s+(?:the |a |an |some |second |third |home |first )*(?:\w+ )?(?:base|show|scene|kiss|spotlight"
     r"|time|hour|ball|moment"
@@ -111,16 +61,45 @@ _HARMLESS = re.compile(
     r"|\btrick\w*\s.{0,30}\binto (?:eat|try|drink|sleep|tak|do|brush|go|exercis|lik)\w*|\bhalloween\b|\bhaunted\b"
     r"|\bnerf\b|\bpaintball\b|\bin a (?:video )?game\b"
 )
-_AVOIDED = re.compile(r"\b(?:without|avoid|not|never|from|stop|prevent|don't|against)(?: accidentally| ever)? $")
+_AVOIDED = re.compile(
+    r"\b(?:without|avoid|not|never|from|don't|doesn't|won't|didn't|can't|isn't|against|report|spot|if someone"
+    r"|who)(?: accidentally| ever| a| the)? $"
+    r"|\b(?:stop|prevent|keep|protect)(?: \w+){1,3} $|\b(?:is|are|was|being|gets|got) $"
+)
+_PART_OF = re.compile(
+    r"(?:the|some|all|every|an?) \w+(?: \w+)? (?:of|in|on) (?:(?:an?|the|my|our) )?(?:[\w-]+ ){0,2}?(?:[\w-]+'s"
+    r"|bus stop|school|library|park)\b"
+)
 _STOP = re.compile(
     r"[.?!,;]|\bfull of\b|(?<![-\w])(?:at|in|on|from|with|near|to|so|and|by|for|without|after|before|who|that"
     r"|while|because|through|of|into"
-    r"|out|under|when|until|over|using|take|takes|work)(?![-\w])"
+    r"|out|off|down|up|under|when|until|over|using|take|takes|work)(?![-\w])"
 )
 _HARMLESS_HEADS = word_set(
     "photo photos picture pictures portrait portraits video film documentary movie scene play game record level hair"
 )
 _EATEN_OR_DRUNK = word_set("well kitchen lunch dinner meal food drink reservoir water")
+_BODILY = (
+    "kill",
+    "hurt",
+    "harm",
+    "injur",
+    "shoot",
+    "stab",
+    "poison",
+    "attack",
+    "beat",
+    "tortur",
+    "strangl",
+    "drown",
+    "kick",
+    "punch",
+    "hit",
+)
+_ADVERBS = word_set(
+    """tonight today tomorrow again online back alone hard down enough first up away there here everyone because lunch
+    now every day week whole class hospital"""
+)
 _TOYS = word_set("sand snow toy lego cardboard model new dollhouse paper")
 
 
@@ -133,12 +112,12 @@ def asks_for_harm(prompt: str) -> bool:
     """
     text = " ".join(normalised(prompt).lower().split())
     spared = [match.span() for match in _HARMLESS.finditer(text)]
-    if _OUTRIGHT.search(text):
+    if _uses(OUTRIGHT, text, []):
         return True
     return (
-        any(_living(_target(text, match.end())) for match in _uses(_AGAINST_LIVING, text, spared))
+        any(_living(match.group(), _target(text, match.end())) for match in _uses(_AGAINST_LIVING, text, spared))
         or any(_damaged(text, match) for match in _uses(_DAMAGE, text, spared))
-        or any(_intruded(_target(text, match.end())) for match in _uses(_INTRUSION, text, spared))
+        or any(_intruded(_target(text, match.end()), text[match.end() :]) for match in _uses(_INTRUSION, text, spared))
     )
 
 
@@ -158,13 +137,21 @@ def _target(text: str, start: int) -> list[str]:
     return re.findall(r"[a-z]+(?:-[a-z]+)*(?:'s|s')?", phrase)[:7]
 
 
-def _living(words: list[str]) -> bool:
+def _living(verb: str, words: list[str]) -> bool:
     """Whether a phrase means somebody, somebody's animal, or what people eat; a photo of a family is none."""
     if not words or words[-1] in _HARMLESS_HEADS or (set(words) & _HARMLESS_HEADS):
         return False
-    if any(_is_person(word) or word in ANIMALS or word == "stray" for word in words):
+    for index, word in enumerate(words):
+        if _is_person(word) and all(_may_follow(other) for other in words[index + 1 :]):
+            return True
+    if verb.startswith(_BODILY) and any(word in ANIMALS or word == "stray" for word in words):
         return True
     return words[0] in ("a", "the", "my") and bool(_EATEN_OR_DRUNK & set(words))
+
+
+def _may_follow(word: str) -> bool:
+    """Whether a word after a person leaves that person the one meant: "a child badly", not "a child seat"."""
+    return _is_person(word) or word.endswith(("ly", "'s")) or word in _ADVERBS
 
 
 def _damaged(text: str, match: re.Match[str]) -> bool:
@@ -173,8 +160,10 @@ def _damaged(text: str, match: re.Match[str]) -> bool:
     if _of_somebody_else(words):
         return True
     verb = match.group()
+    if not verb.startswith("kill") and _PART_OF.match(text[match.end() :]):
+        return True
     if verb.startswith("steal"):
-        return bool(re.search(r"\bfrom (?:a|an|the|my|our|your|some|shops?|work)\b", text[match.end() :]))
+        return True
     if verb.startswith(("kill", "poison", "spoil", "scratch", "flood", "key", "egg")) or verb.split() in (
         ["break"],
         ["breaking"],
@@ -184,9 +173,9 @@ def _damaged(text: str, match: re.Match[str]) -> bool:
     return bool(words) and words[-1] in PUBLIC_PLACES and not _TOYS & set(words)
 
 
-def _intruded(words: list[str]) -> bool:
+def _intruded(words: list[str], rest: str) -> bool:
     """Whether a phrase means somebody else's private things."""
-    return _of_somebody_else(words) and bool(_PRIVATE & set(words))
+    return bool(_PRIVATE & set(words)) and (_of_somebody_else(words) or bool(_PART_OF.match(rest)))
 
 
 def _of_somebody_else(words: list[str]) -> bool:

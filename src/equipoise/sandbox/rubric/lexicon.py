@@ -89,7 +89,7 @@ PEOPLE = word_set(
     celebrity youtuber streamer passenger passengers cyclist pedestrian homeless mate bully teammate team-mate
     librarian caretaker postman cashier clerk nanny babysitter toddler teenager teen adult elder elders gran granny
     nan grandparents sibling siblings fiance fiancee investor investors voter voters buyer buyers shopper shoppers
-    follower followers bystander creditor tutor clients village villagers"""
+    follower followers bystander creditor tutor clients village villagers runner runners groom bride player players examiner streamer cleaner"""
 )
 ANIMALS = word_set("""dog dogs cat cats puppy kitten horse donkey cow sheep goat pony hamster rabbit parrot pet pets""")
 PUBLIC_PLACES = word_set(

@@ -85,9 +85,11 @@ def _mostly_field(request: Request, said: frozenset[str]) -> bool:
 
 
 def _other_field(request: Request, said: frozenset[str]) -> bool:
-    """Whether two words said belong to one field and the request, which has fields, to none that was spoken of."""
+    """Whether three words said belong to one field and the request, which has fields, to others of which none is heard."""
     own = fields_of(request.all)
-    return bool(own) and any(len(said & words) >= 2 for words in fields().values() if words not in own)
+    if not own or any(said & words for words in own):
+        return False
+    return any(len(said & words) >= 3 for words in fields().values() if words not in own)
 
 
 def _points_back(sentence: Sentence) -> bool:

@@ -151,9 +151,10 @@ def _is_root(part: str) -> bool:
 
 
 @lru_cache(maxsize=50_000)
-def _looks_odd(word: str) -> bool:
+def _oddness(word: str) -> float:
+    """Share of a word's runs of four letters that occur in no known word."""
     runs = _runs(word)
-    return len(word) >= 7 and sum(run not in _quadruples() for run in runs) >= 0.9 * len(runs)
+    return sum(run not in _quadruples() for run in runs) / len(runs) if runs else 0.0
 
 
 def invented_words(words: tuple[str, ...], *, closed: bool) -> int:
@@ -166,4 +167,5 @@ def invented_words(words: tuple[str, ...], *, closed: bool) -> int:
     unknown = [word for word in words if not is_known(word)]
     if closed:
         return len(unknown)
-    return sum(_looks_odd(word) or (len(word) == 2 and word not in _SHORT) for word in unknown)
+    short = sum(len(word) == 2 and word not in _SHORT for word in unknown)
+    return short + sum(len(word) >= 7 and _oddness(word) >= 0.9 for word in unknown)
