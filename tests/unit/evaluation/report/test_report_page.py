@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report_toys import World, edit, quickstart_directory, run_directory, write_json, write_lines
+from tests.report_toys import HOSTILE, edit, hostile_directory, quickstart_directory, run_directory, write_json
 
 from equipoise.evaluation.report.build import SECTIONS, embedded_json, render
 from equipoise.evaluation.report.inputs import ReportData, read_report_data
 from equipoise.evaluation.report.text import visible_line
 
-HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)>"
-    "\u202eevil\u202c\x00\x1b[2J\u2028\u200b<!-- {{ 7*7 }} &lt;script&gt;"
-)
 VOID = {"meta", "col", "link", "br", "img", "input", "hr", "line", "circle", "rect"}
 
 
@@ -98,71 +94,6 @@ def test_the_policy_allows_this_script_and_no_other(one_method: ReportData) -> N
     assert f"script-src 'sha256-{digest}'" in policy
     assert "'unsafe-inline'" not in policy.split("script-src")[1]
     assert json.loads(data)["kinds"] == [transcript.kind for transcript in one_method.transcripts]
-
-
-def hostile_directory(directory: Path) -> Path:
-    """A quickstart in which every text that could come from a model, a file or a name attacks the page."""
-    quickstart_directory(directory)
-    lines = World(24).transcripts()
-    for line in lines:
-        line["prompt"] = HOSTILE
-        line["kind"] = HOSTILE
-        for written in line["policies"].values():
-            written["completion"] = HOSTILE
-            written["rubric"][HOSTILE] = 0.5
-        line["policies"][HOSTILE] = line["policies"]["grpo"]
-    write_lines(directory / "transcripts.jsonl", lines)
-
-    def controls(values: dict[str, Any]) -> None:
-        values |= {"made": HOSTILE, "command": HOSTILE, "from_this_run": False}
-        for control in values["controls"].values():
-            control |= {"title": HOSTILE, "what": HOSTILE, "expectation": HOSTILE}
-            control["paired_difference"][HOSTILE] = {"mean": 1.0, "ci95": [0.5, 1.5]}
-            control["transcripts"] = [
-                {"prompt": HOSTILE, "kind": HOSTILE, "completion": HOSTILE, "rubric": {HOSTILE: 1}}
-            ]
-
-    def comparison(values: dict[str, Any]) -> None:
-        evaluations = [values["base"], values["methods"]["grpo"]["evaluation"]]
-        for evaluation in evaluations:
-            evaluation |= {"judge": HOSTILE, "policy": HOSTILE}
-            evaluation["aspects"][HOSTILE] = evaluation["aspects"]["safety"]
-            evaluation["weights"][HOSTILE] = 1.0
-            evaluation["refusal_rate"][HOSTILE] = 0.5
-            evaluation["num_unscored"] = 3
-        method = values["methods"].pop("grpo")
-        for differences in (method["paired_difference"], *method["paired_by_kind"].values()):
-            differences[HOSTILE] = differences["safety"]
-        method["refusal_difference"][HOSTILE] = {"mean": 0.1, "ci95": [0.0, 0.2]}
-        values["methods"][HOSTILE] = method
-
-    def quickstart(values: dict[str, Any]) -> None:
-        values |= {"size": HOSTILE, "machine": HOSTILE, "stages": {HOSTILE: 1.0}, "recipes": {"grpo": HOSTILE}}
-        values["data"] = {HOSTILE: HOSTILE, "held_out": HOSTILE, "train_prompts": {HOSTILE: 3}}
-
-    def quality(values: dict[str, Any]) -> None:
-        values |= {"note": HOSTILE, "responses_of": [HOSTILE]}
-        values["aspects"][HOSTILE] = values["aspects"]["safety"]
-
-    def report(values: dict[str, Any]) -> None:
-        values["aspects"][HOSTILE] = values["aspects"]["safety"]
-        values["no_better_than_mean"] = [HOSTILE]
-
-    edit(directory / "controls.json", controls)
-    edit(directory / "comparison.json", comparison)
-    edit(directory / "quickstart.json", quickstart)
-    edit(directory / "evaluation" / "reward_quality.json", quality)
-    edit(directory / "reward" / "reward_report.json", report)
-    edit(directory / "grpo" / "config.json", lambda values: values.update(seed=HOSTILE, algorithm=HOSTILE))
-    edit(directory / "grpo" / "environment.json", lambda values: values.update(versions={HOSTILE: HOSTILE}))
-    edit(directory / "grpo" / "cost.json", lambda values: values["flops"].update({HOSTILE: 1.0}))
-    metrics = directory / "grpo" / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    write_lines(metrics, [{**line, f"reward/{HOSTILE}/mean": 0.5} for line in lines])
-    for name in ("base", "grpo"):  # their aspects no longer match those of comparison.json
-        (directory / "evaluation" / f"{name}.json").unlink()
-        (directory / "evaluation" / f"proxy_{name}.json").unlink()
-    return directory
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
