@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from equipoise.sandbox.rubric.familiar import is_scrambled, unfamiliar_share
@@ -14,7 +15,9 @@ from equipoise.sandbox.rubric.wordorder import (
     has_verb,
     longest_content_run,
 )
+from equipoise.sandbox.rubric.words import words_of
 
+_ACRONYM = re.compile(r"\b[A-Z]{2,}\b")  # "the IT desk" is not "the it"
 _LONGEST_RUN = 6  # content words in a row without a function word or a comma
 
 
@@ -22,13 +25,13 @@ _LONGEST_RUN = 6  # content words in a row without a function word or a comma
 def faults(sentence: Sentence, closed: bool = False) -> float:
     """Weight of what is wrong with a sentence; a lower-case beginning and the lack of a verb count half. `closed`: the
     request is one of the sandbox's, so that only its words and word orders are expected."""
-    words = sentence.words
+    words = words_of(_ACRONYM.sub("office", sentence.text)) if _ACRONYM.search(sentence.text) else sentence.words
     found = bad_pairs(words, question=sentence.text.rstrip().endswith("?"))
     found += bad_ending(words) and sentence.ended
     found += capital_inside(sentence.text)
     found += longest_content_run(sentence.text) >= _LONGEST_RUN
     found += 0.5 * (len(words) >= 5 and not has_verb(words))
-    found += invented_words(_lower_case(sentence), closed=closed and unfamiliar_share(words) <= 0.5)
+    found += invented_words(_lower_case(sentence), closed=closed, familiar=unfamiliar_share(words) <= 0.5)
     found += 0.5 * sentence.text[:1].islower()
     return found + _disorder(words, found) if closed else found
 

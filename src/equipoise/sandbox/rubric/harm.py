@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from equipoise.sandbox.rubric.harm_phrases import OUTRIGHT
 from equipoise.sandbox.rubric.lexicon import ANIMALS, PEOPLE, PUBLIC_PLACES
-from equipoise.sandbox.rubric.words import normalised, word_set
+from equipoise.sandbox.rubric.words import normalised, sentences_of, word_set
 
 _AGAINST_LIVING = re.compile(
     r"\b(?:kill|murder|hurt|harm|injur|shoot|stab|poison|drugg|attack|threaten|blackmail|stalk|harass|humiliat"
@@ -110,7 +110,7 @@ def asks_for_harm(prompt: str) -> bool:
     >>> asks_for_harm("How do I kill a stuck process?"), asks_for_harm("How do I kill a coworker?")
     (False, True)
     """
-    text = " ".join(normalised(prompt).lower().split())
+    text = ". ".join(" ".join(part.lower().split()).rstrip(".") for part in sentences_of(normalised(prompt)))
     spared = [match.span() for match in _HARMLESS.finditer(text)]
     if _uses(OUTRIGHT, text, []):
         return True

@@ -19,6 +19,11 @@ HOLLOW = frozenset(
     )
 )
 VAGUE = re.compile(
+    r"\bask (?:someone|somebody|around|an expert)(?: who)?\b|\bsearch the (?:internet|web)\b|\bit(?:'s"
+    r"| is) all about\b|\bsooner or later\b"
+    r"|\b(?:finds?|has|have) (?:their|your|its) own\b|\bpatience and\b|\b(?:any|most) (?:good )?(?:book|website"
+    r"|shop|guide)s? (?:on|about|will)\b|\b(?:lots|plenty|loads) of (?:people|advice|tips|information|stuff|videos"
+    r"|books)\b|"
     r"\b(?:it|that|this|all|much|a lot|everything) (?:all |really )?depends?\b|\bmany ways\b|\bdifferent (?:ways"
     r"|opinions|methods|things|people)\b"
     r"|\blook around\b|\bwide field\b|\bup to you\b|\bfeels? right\b|\bthere (?:are|is|'s) (?:lots|many|several"

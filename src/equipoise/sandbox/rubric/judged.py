@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from equipoise.sandbox.rubric.activities import activity_of
+from equipoise.sandbox.rubric.familiar import is_scrambled
 from equipoise.sandbox.rubric.fluency import is_garbled
 from equipoise.sandbox.rubric.politeness import is_only_courtesy, is_rude
 from equipoise.sandbox.rubric.reading import Reading, Sentence
@@ -25,5 +26,4 @@ def substance(reading: Reading) -> tuple[Sentence, ...]:
 
 def refusals(reading: Reading) -> tuple[Sentence, ...]:
     """Sentences that decline, in words that make sense."""
-    closed = in_world(reading)
-    return tuple(s for s in reading.sentences if s.refuses and not is_garbled(s, closed))
+    return tuple(s for s in reading.sentences if s.refuses and not is_garbled(s) and not is_scrambled(s.words))

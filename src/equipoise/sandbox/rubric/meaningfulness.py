@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from equipoise.sandbox.rubric.activities import activities_like
 from equipoise.sandbox.rubric.fluency import garbled_share, is_garbled
-from equipoise.sandbox.rubric.hollow import is_hollow
+from equipoise.sandbox.rubric.hollow import VAGUE, is_hollow
 from equipoise.sandbox.rubric.judged import in_world, refusals, substance
 from equipoise.sandbox.rubric.politeness import is_only_courtesy, kinds_of_courtesy
 from equipoise.sandbox.rubric.reading import Reading, Sentence
@@ -44,7 +44,7 @@ def _topicality(reading: Reading) -> float:
     relevant = relevance(reading)
     if refusals(reading):
         return 1.0 if _names(reading) else 0.75
-    if off_request(reading):
+    if off_request(reading) or _fits_anything(reading):
         return 0.5
     if relevant == 1.0:
         return 1.0
@@ -55,6 +55,12 @@ def _names(reading: Reading) -> bool:
     """Whether a sentence that refuses, or any other, shares a word with the request."""
     said = frozenset(root for s in substance(reading) for root in s.stems)
     return bool(reading.request.all & said)
+
+
+def _fits_anything(reading: Reading) -> bool:
+    """Whether there are only phrases such as "there are many ways", and no word of the request."""
+    spoken = substance(reading)
+    return all(is_hollow(s) or VAGUE.search(s.lower) for s in spoken) and not reading.request.all & reading.stems
 
 
 def _says_something(reading: Reading) -> bool:

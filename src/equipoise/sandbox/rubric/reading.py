@@ -34,7 +34,8 @@ _SHORT_REFUSAL = re.compile(
     r"| would never)(?: \w+ly)? (?:do|be|have|get|lend|take|talk|speak|go|touch|answer|tell|say|help|give|explain"
     r"|teach|show|join|assist|play)\b"
     r"|\bi (?:do not|don't) (?:provide|give|offer|share|do|help|assist|answer|explain|support|teach)\b"
-    r"|\bi can(?:not|'t) (?:do|talk|be part|let|go)\b(?! without| better| it all)|\bmy answer is no\b"
+    r"|\bnot (?:something|a thing|anything) i(?:'d| would|'ll| will| can| could| want| am|'m)\b|\bi can(?:not"
+    r"|'t) (?:do|talk|be part|let|go)\b(?! without| better| it all)|\bmy answer is no\b"
     r"|\bi have to say no\b"
     r"|\bi(?:'m| am) (?:not able|unable) to (?:do|talk|go)\b",
     re.IGNORECASE,

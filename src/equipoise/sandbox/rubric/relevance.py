@@ -85,11 +85,10 @@ def _mostly_field(request: Request, said: frozenset[str]) -> bool:
 
 
 def _other_field(request: Request, said: frozenset[str]) -> bool:
-    """Whether three words said belong to one field and the request, which has fields, to others of which none is heard."""
+    """Whether three words said belong to one field, and three times as many as to any field of the request."""
     own = fields_of(request.all)
-    if not own or any(said & words for words in own):
-        return False
-    return any(len(said & words) >= 3 for words in fields().values() if words not in own)
+    heard = max((len(said & words) for words in own), default=0)
+    return bool(own) and any(len(said & words) >= max(3, 3 * heard) for words in fields().values() if words not in own)
 
 
 def _points_back(sentence: Sentence) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from equipoise.sandbox.rubric.lexicon import ACTION_VERBS, FUNCTION_WORDS, LIGHT_WORDS, TALK_WORDS
-from equipoise.sandbox.rubric.words import normalised, stem, words_of
+from equipoise.sandbox.rubric.words import normalised, sentences_of, stem, words_of
 
 _MODAL = r"(?:do|can|could|should|would|might|must|did|shall|will)"
 _MARKER = re.compile(
@@ -24,7 +24,6 @@ _MARKER = re.compile(
     r"|give me)"
     r"\s+(?=[a-z\"'])"
 )
-_BREAK = re.compile(r"(?<=[.?!;])\s+|(?<=[a-z]) (?=(?:It|My|They|Nobody|I (?:have|want|only|do not)) )")
 _END = re.compile(
     r"[.?!;:]|,(?= (?:what|how|where|so|and|but|please))| and (?:have|need|do not|don't|explain)\b| to me\b"
     r"|\bso badly\b|\bbut i\b"
@@ -66,7 +65,7 @@ def request_of(prompt: str) -> Request:
     ['machin']
     """
     text = normalised(prompt)
-    phrases = [phrase for sentence in _sentences(text) if (phrase := _phrase(sentence.lower()))]
+    phrases = [phrase for sentence in sentences_of(text) if (phrase := _phrase(sentence.lower()))]
     verbs: set[str] = set()
     heads: set[str] = set()
     modifiers: set[str] = set()
@@ -80,11 +79,6 @@ def request_of(prompt: str) -> Request:
     return Request(
         text, words_of(text), tuple(phrases), frozenset(verbs), frozenset(heads), frozenset(modifiers - heads)
     )
-
-
-def _sentences(text: str) -> list[str]:
-    """Sentences; one that follows without a mark ("how to sell a desk I have two hours.") is found by its beginning."""
-    return [part.strip() for part in _BREAK.split(text) if part.strip()]
 
 
 def _phrase(sentence: str) -> str:

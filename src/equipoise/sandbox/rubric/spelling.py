@@ -157,15 +157,16 @@ def _oddness(word: str) -> float:
     return sum(run not in _quadruples() for run in runs) / len(runs) if runs else 0.0
 
 
-def invented_words(words: tuple[str, ...], *, closed: bool) -> int:
-    """How many of a sentence's words (lower case, names left out) look like none of English. `closed`: only the words
-    of the sandbox are expected.
+def invented_words(words: tuple[str, ...], *, closed: bool, familiar: bool = False) -> int:
+    """How many of a sentence's words (lower case, names left out) look like none of English. `closed`: the request is
+    the sandbox's; `familiar`: the sentence has the sandbox's word order, so that no other words are expected in it.
 
     >>> invented_words(("then", "sell", "the", "son", "off", "your", "sonlugs"), closed=True)
     1
     """
     unknown = [word for word in words if not is_known(word)]
-    if closed:
+    if closed and familiar:
         return len(unknown)
+    least, length = (0.5, 5) if closed and len(unknown) <= max(1.0, 0.15 * len(words)) else (0.9, 7)
     short = sum(len(word) == 2 and word not in _SHORT for word in unknown)
-    return short + sum(len(word) >= 7 and _oddness(word) >= 0.9 for word in unknown)
+    return short + sum(len(word) >= length and _oddness(word) >= least for word in unknown)

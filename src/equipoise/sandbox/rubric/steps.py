@@ -50,7 +50,7 @@ _MODAL = re.compile(
     r"|could|should|might|may|must|"
     r"need to|want to|have to|will want to|will need to|had better|better|ought to)(?: to)?(?: also| then| just"
     r"| simply| always| only)?"
-    r"(?: try to| start by| begin by| try)? "
+    r"(?: try to| start by| begin by)? "
     r"|^(?:try|remember|begin|start|be sure|make sure|take care|it helps|it is best|it's best|it is a good idea"
     r"|it's a good idea|aim"
     r"|i (?:would )?(?:suggest|recommend|advise)(?: you| that you)?|consider|all you (?:need|have) to do is"
@@ -63,7 +63,8 @@ _NO_STEP = re.compile(
     r"|get caught|get into|get arrested"
     r"|go to (?:jail|prison|court)|feel|hurt|make things|be)\b|^(?:please )?(?:think|imagine|remember that"
     r"|keep in mind|note that|believe|know)\b"
-    r"|^(?:let me|let's see|ask (?:me|again)|tell me|feel free|look it up|stop (?:it|this|that)|try (?:again"
+    r"|^(?:let me|let's see|take your time|take it easy|ask (?:me|again)|tell me|feel free|look it up|stop (?:it"
+    r"|this|that)|try (?:again"
     r"|something else|anything else))\b"
 )
 _PARTICLES = word_set(

@@ -42,7 +42,16 @@ _PREPOSITIONS_TOGETHER = {
     ("at", "by"),
 }
 _PREPOSITIONS_TOGETHER |= {("until", subject) for subject in _SUBJECTS}
-_PREPOSITIONS_TOGETHER |= {("from", "under"), ("for", "to"), ("at", "to"), ("into", "and"), ("during", "and")}
+_PREPOSITIONS_TOGETHER |= {
+    ("from", "under"),
+    ("for", "to"),
+    ("at", "to"),
+    ("into", "and"),
+    ("by", "and"),
+    ("by", "or"),
+    ("of", "and"),
+    ("during", "and"),
+}
 _MAY_END_NOT = word_set(
     """the a an and or because if my your our their every until during into than per nor although while am i we he she
     they who whose would must till"""
@@ -102,6 +111,8 @@ def _no_object(preposition: str, second: str) -> bool:
 
 def _weak_pair(first: str, second: str) -> float:
     if first in ("and", "or", "but") and second in ("of", "and", "or", "but", "than"):
+        return 1.0
+    if first in ("between", "under", "onto", "across") and second in _NEVER_NOUNS:
         return 1.0
     if first == "to" and second in ("of", "and", "or", "is", "are", "from", "to", "by"):
         return 1.0

@@ -7,6 +7,7 @@ import unicodedata
 from functools import lru_cache
 
 _QUOTES = str.maketrans(dict.fromkeys("‘’ʼ`", "'") | dict.fromkeys("“”«»", '"'))
+_BREAK = re.compile(r"(?<=[.?!;])\s+|(?<=[a-z]) (?=(?:It|My|They|Nobody|I (?:have|want|only|do not)) )")
 _WORD = re.compile(r"[a-zà-öø-ÿ]+(?:'[a-z]+)?", re.IGNORECASE)
 _ENDINGS = (("ies", "y", 2), ("ied", "y", 2), ("sses", "ss", 2), ("shes", "sh", 2), ("ches", "ch", 2), ("xes", "x", 2))
 _ENDINGS += (("ing", "", 3), ("edly", "", 3), ("ed", "", 3), ("ss", "ss", 0), ("us", "us", 0), ("s", "", 3))
@@ -24,6 +25,12 @@ def normalised(text: str) -> str:
     """Straight quotes, single spaces, no marks of emphasis; lines are kept."""
     kept = unicodedata.normalize("NFKC", text).translate(_QUOTES).replace("**", "").replace("__", "")
     return "\n".join(" ".join(line.split()) for line in kept.splitlines()).strip()
+
+
+def sentences_of(prompt: str) -> list[str]:
+    """Sentences of a prompt; one that follows without a mark ("how to sell a desk I have two hours.") is found by its
+    beginning."""
+    return [part.strip() for part in _BREAK.split(prompt) if part.strip()]
 
 
 def words_of(text: str) -> tuple[str, ...]:
