@@ -120,7 +120,7 @@ def test_validate_says_what_is_there(world: World, prompts: Path, equipoise: Equ
         (("generate", "M", "--prompts", "P", "--out", "."), "is a directory"),
         (("generate", "M", "--prompts", "P", "--out", "o.jsonl", "--max-tokens", "500"), "leaves no room"),
         (("score", "M", "P", "--out", "o.jsonl"), "equipoise.json"),
-        (("evaluate", "M", "--prompts", "P", "--judge", "sandbox", "--out", "e"), "sandbox"),
+        (("evaluate", "M", "--prompts", "sandbox/tset", "--judge", "sandbox", "--out", "e"), "sandbox/test"),
         (("evaluate", "M", "--prompts", "P", "--judge", "nothing", "--out", "e"), "no such directory"),
         (("evaluate", "M", "--prompts", "P", "--judge", "judges:missing", "--out", "e"), "has no function"),
         ((*EVALUATE, "--weights", "a"), "a=0.5"),

@@ -109,7 +109,9 @@ def _named_run(text: str) -> tuple[str, Path]:
 
 def _inputs(options: EvaluationOptions) -> tuple[list[PromptRecord], Scorer, dict[str, float] | None]:
     weights = parse_weights(options.weights)
-    return load_prompts(options.prompts), load_judge(options.judge), weights
+    # Evaluating on what a policy was trained on is never what is meant.
+    prompts = "sandbox/test" if options.prompts == "sandbox" else options.prompts
+    return load_prompts(prompts), load_judge(options.judge), weights
 
 
 def _evaluate(

@@ -192,6 +192,24 @@ def validate(
     validate_target(target, overrides or [])
 
 
+sandbox = typer.Typer(help="The embedded world: prompts, responses, ratings, small models.", no_args_is_help=True)
+app.add_typer(sandbox, name="sandbox")
+
+
+@sandbox.callback()
+def _sandbox() -> None:
+    """Keeps `export` a subcommand while it is the only one."""
+
+
+@sandbox.command()
+def export(directory: Annotated[Path, typer.Argument(help="A new or empty directory.")]) -> None:
+    """Write the sandbox as ordinary data files."""
+    from equipoise.sandbox.export import export_sandbox
+
+    for name, rows in export_sandbox(directory).items():
+        print(f"{directory / name}: {rows} rows")
+
+
 def run() -> None:
     """Entry point: 0 done; 1 a fault while running; 2 the input is wrong; 130/143 interrupted or terminated."""
     debug = "--debug" in sys.argv

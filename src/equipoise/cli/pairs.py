@@ -31,11 +31,11 @@ from equipoise.rollout.preferences import (
     Group,
     PreferencePair,
     pair_statistics,
-    rollout_of_texts,
     select_pairs,
 )
 from equipoise.rollout.sampler import generate
 from equipoise.rollout.scorers import Scorer, score_rollout
+from equipoise.rollout.texts import rollout_of_texts
 from equipoise.rollout.types import TRUNCATED, Rollout
 
 logger = logging.getLogger("equipoise")
@@ -224,7 +224,7 @@ def _given_groups(data: str, judge: _Judge) -> list[Group]:
 
 def _texts(records: Sequence[DemonstrationRecord], truncated: Sequence[bool]) -> Rollout:
     prompts, responses, kinds = zip(*((r.prompt, r.response, r.kind) for r in records), strict=True)
-    return rollout_of_texts(prompts, responses, kinds, truncated)
+    return rollout_of_texts(prompts, responses, kinds, truncated=truncated)
 
 
 def _write(out: Path, pairs: Sequence[PreferencePair], statistics: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ class RewardModel:
         _check_names(aspects)
         layout = _input_format(input_format)
         names = [aspect.name for aspect in aspects]
-        earlier = _stored(Path(config.model)) if (Path(config.model) / REWARD_MODEL_FILE).is_file() else {}
+        earlier = _earlier_reward_model(Path(config.model))
         continues = config.initialise == "pretrained" and list(earlier.get("aspects", {})) == names
         backbone = new_backbone(config, names, layout, seed, keep_head=continues)
         scale = [1.0] * len(names) if continues else None
@@ -310,6 +310,21 @@ def _check_names(aspects: Sequence[Aspect]) -> None:
     for aspect in aspects:
         if not (math.isfinite(aspect.mean) and math.isfinite(aspect.std) and aspect.std > 0):
             raise ConfigError(f"aspect {aspect.name!r}: mean {aspect.mean}, std {aspect.std}; std must be above 0")
+
+
+def _earlier_reward_model(directory: Path) -> dict[str, Any]:
+    """equipoise.json of a reward model to go on from; nothing for any other checkpoint.
+
+    A policy of ours keeps its prompt format in a file of the same name.
+    """
+    path = directory / REWARD_MODEL_FILE
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); save the model again") from error
+    return {} if isinstance(values, dict) and set(values) == {"prompt_format"} else _stored(directory)
 
 
 def _stored(directory: Path) -> dict[str, Any]:

@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from equipoise.rollout.types import FINISHED, TRUNCATED, Rollout
 
 Scores = Mapping[str, float | None]
 
@@ -190,26 +187,3 @@ def _aspect_means(name: str, pairs: Sequence[PreferencePair]) -> dict[str, float
         return {"n": 0, "chosen": None, "rejected": None, "difference": None}
     chosen, rejected = (statistics.fmean(side) for side in zip(*both, strict=True))
     return {"n": len(both), "chosen": chosen, "rejected": rejected, "difference": chosen - rejected}
-
-
-def rollout_of_texts(
-    prompts: Sequence[Any], responses: Sequence[str], kinds: Sequence[str], truncated: Sequence[bool]
-) -> Rollout:
-    """Given responses in the form that scorers take: texts, with one masked token each in the place of ids."""
-    count = len(prompts)
-    nothing = torch.zeros(count, 1, dtype=torch.long)
-    masked: Tensor = torch.zeros(count, 1, dtype=torch.bool)
-    return Rollout(
-        prompt_ids_BS=nothing,
-        prompt_mask_BS=masked,
-        completion_ids_BT=nothing,
-        completion_mask_BT=masked,
-        sampler_logprobs_BT=torch.zeros(count, 1),
-        group_ids_B=torch.arange(count),
-        index_in_group_B=torch.zeros(count, dtype=torch.long),
-        finish_reasons=tuple(TRUNCATED if cut else FINISHED for cut in truncated),
-        prompts=tuple(prompts),
-        kinds=tuple(kinds),
-        completions=tuple(responses),
-        temperature=1.0,
-    )

@@ -33,12 +33,12 @@ class Mixture:
 
 
 BASE = Mixture(
-    stance_harmless={"help": 0.7, "vague": 0.16, "refuse": 0.06, "off_topic": 0.08},
+    stance_harmless={"help": 0.74, "vague": 0.14, "refuse": 0.06, "off_topic": 0.06},
     stance_harmful={"help": 0.52, "vague": 0.14, "refuse": 0.14, "refuse_and_offer": 0.16, "off_topic": 0.04},
     borderline_refusals=0.12,
     tone={"courteous": 0.24, "light": 0.14, "neutral": 0.26, "rude": 0.28, "mixed": 0.08},
-    defect={"none": 0.7, "shuffled": 0.14, "dropped": 0.08, "repeated": 0.08},
-    reckless={"none": 0.68, "reckless": 0.22, "hostile": 0.1},
+    defect={"none": 0.79, "shuffled": 0.08, "dropped": 0.06, "repeated": 0.07},
+    reckless={"none": 0.5, "reckless": 0.3, "hostile": 0.2},
     num_steps={"1": 0.25, "2": 0.35, "3": 0.4},
 )
 

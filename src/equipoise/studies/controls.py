@@ -105,7 +105,7 @@ def full_controls(study: Study) -> None:
 
 
 def stored_controls() -> dict[str, Any]:
-    """The last results of `quickstart --full` that came with the package; none of the long ones where there are none."""
+    """The last results of `quickstart --full` that came with the package; no entries where none came."""
     stored = files("equipoise.sandbox").joinpath("results/controls.json")
     if not stored.is_file():
         return {

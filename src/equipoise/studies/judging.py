@@ -21,7 +21,7 @@ def judge_rows(rows: Sequence[Row], judge: Scorer) -> list[Row]:
     rollout = rollout_of_texts(
         [row["prompt"] for row in rows],
         [row["response"] for row in rows],
-        kinds=[row["kind"] for row in rows],
+        [row["kind"] for row in rows],
         group_ids=[row["group"] for row in rows],
     )
     scored = completion_rows(

@@ -70,7 +70,6 @@ def test_a_function_with_aspects() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sandbox", "not part of this version"),
         ("no/such/directory", "no such directory"),
         ("no_such_module:judge", "cannot import 'no_such_module'"),
         (f"{__name__}:nothing", "no function 'nothing'"),
@@ -82,6 +81,12 @@ def test_a_function_with_aspects() -> None:
 def test_wrong_names(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_judge(name)
+
+
+def test_the_rubric_of_the_sandbox_is_a_judge_by_name() -> None:
+    judge = load_judge("sandbox")
+    assert [aspect.name for aspect in judge.aspects] == ["politeness", "meaningfulness", "actionability", "safety"]
+    assert all(aspect.range == (0.0, 1.0) and aspect.higher_is_better for aspect in judge.aspects)
 
 
 def test_a_reward_model_directory_scores_as_the_model_does(tmp_path: Path) -> None:

@@ -321,3 +321,17 @@ def test_input_format_of_a_recipe_is_taken(backbones):
     settings = InputFormatConfig(format="concatenation", separator="[SEP]", max_length=20)
     model = RewardModel.from_backbone(BackboneConfig(model=str(backbones["bert"])), ASPECTS, settings)
     assert model.inputs.format.to_json() == {"format": "concatenation", "separator": "[SEP]", "max_length": 20}
+
+
+def test_a_policy_of_ours_is_a_fresh_backbone(tmp_path):
+    """SFT leaves an equipoise.json with the prompt format beside the weights; it is no earlier reward model."""
+    from tests.toy import toy_policy_directory
+
+    from equipoise.models.policy import load_policy
+
+    directory = toy_policy_directory(tmp_path / "base")
+    policy = load_policy(str(directory), trainable=True)
+    policy.saver()(tmp_path / "sft")
+    layout = InputFormatConfig(format="concatenation", separator="please", max_length=16)
+    model = RewardModel.from_backbone(BackboneConfig(model=str(tmp_path / "sft")), [Aspect("safety", True)], layout)
+    assert model.aspects == ["safety"]

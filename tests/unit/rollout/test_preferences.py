@@ -15,10 +15,10 @@ from equipoise.rollout.preferences import (
     Group,
     pair_statistics,
     quantiles,
-    rollout_of_texts,
     select_pairs,
 )
 from equipoise.rollout.scorers import FunctionScorer, score_rollout
+from equipoise.rollout.texts import rollout_of_texts
 
 
 def group(*utilities: float | None, prompt: str = "p", kind: str = "benign") -> Group:
@@ -169,7 +169,7 @@ def test_texts_are_scored_as_samples_are() -> None:
         asked.append((prompts, completions))
         return {"words": [float(len(text.split())) for text in completions]}
 
-    rollout = rollout_of_texts(["p", "p", "q"], ["a b", "a b", "c"], ["benign"] * 3, [True, True, False])
+    rollout = rollout_of_texts(["p", "p", "q"], ["a b", "a b", "c"], ["benign"] * 3, truncated=[True, True, False])
     scores = score_rollout(rollout, [FunctionScorer(words, "words", [Aspect("words", higher_is_better=True)])])
     assert scores.tolist() == [[2.0], [2.0], [1.0]] and asked == [(["p", "q"], ["a b", "c"])]
     assert rollout.truncated_B.tolist() == [True, True, False] and torch.equal(rollout.lengths_B, torch.zeros(3).long())
