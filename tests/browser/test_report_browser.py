@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.report_toys import World, quickstart_directory, write_lines
+from tests.report_toys import World, hostile_directory, quickstart_directory, write_lines
 
 from equipoise.evaluation.report.build import render
 from equipoise.evaluation.report.inputs import read_report_data
@@ -121,15 +121,17 @@ def test_the_content_policy_stops_other_scripts(page: Path, tmp_path: Path) -> N
     assert "<title>Equipoise quickstart</title>" in dump(tmp_path, broken.as_uri())
 
 
-@pytest.mark.parametrize("width", [PHONE, 768])
-def test_nothing_makes_the_page_wider_than_the_screen(page: Path, tmp_path: Path, width: int) -> None:
-    """A copy measures itself in a frame of that width and tells the page around it."""
+@pytest.mark.parametrize(("width", "hostile"), [(PHONE, False), (768, False), (PHONE, True)])
+def test_nothing_makes_the_page_wider_than_the_screen(page: Path, tmp_path: Path, width: int, hostile: bool) -> None:
+    """A copy measures itself in a frame of that width and tells the page around it; long names included."""
     measure = (
         "<script>addEventListener('load', () => { for (const d of document.querySelectorAll('details')) d.open = true;"
         "setTimeout(() => parent.postMessage([document.documentElement.scrollWidth, innerWidth].join(' '), '*'), 500);"
         "});</script>"
     )
     text = page.read_text(encoding="utf-8")
+    if hostile:
+        text = render(read_report_data(hostile_directory(tmp_path / "hostile")))
     without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     (tmp_path / "copy.html").write_text(without_policy.replace("</body>", measure + "</body>"), encoding="utf-8")
     (tmp_path / "around.html").write_text(
