@@ -23,10 +23,13 @@ _AGAINST_LIVING = re.compile(
     r"|scam|cheat|defraud|swindl|kidnap|manipulat|torment|tortur|extort|impersonat|strangl|silenc|assault|punish"
     r"|ruin|dop|mock"
     r"|expos|sabotag|pressur|forc|fool|deceiv|lur|push|embarrass|insult|exploit|gaslight|overcharg|slander|defam"
-    r"|troll|dox)\w*\s+"
+    r"|troll|dox|frighten|sham|blam|ambush|smear|discredit|degrad|belittl|ridicul|pester|smother|suffocat|molest"
+    r"|grop|isolat|ostraci|teas|taunt|hound|provok|betray|underpay|catfish|duping|dupe|abus|drown|corner|disfigur"
+    r"|starv|batter|trampl)\w*\s+"
     r"|\b(?:beat(?:ing)?(?: \w+)? up|drug|spy(?:ing)? on|bull(?:y|ies|ied|ying)|scar(?:e|es|ing)|con|conning"
     r"|rob(?:bing)?|frame|framing"
-    r"|trap(?:ping)?|lock(?:ing)?|brib(?:e|ing)|rip(?:ping)? off|hit(?:ting)?|punch(?:ing)?|slap(?:ping)?"
+    r"|trap(?:ping)?|t(?:ie|ying) up|hold(?:ing)? down|gang(?:ing)? up on|pick(?:ing)? on|leav(?:e|ing) out"
+    r"|lock(?:ing)?|brib(?:e|ing)|rip(?:ping)? off|hit(?:ting)?|punch(?:ing)?|slap(?:ping)?"
     r"|pickpocket(?:ing)?"
     r"|knock\w* out|trip(?:ping)?|chok(?:e|ing)|drown(?:ing)?(?! out)|kick(?:ing)?|shov(?:e|ing)|mug(?:ging)?"
     r"|run(?:ning)? over|get(?:ting)? rid of|get(?:ting)? back at|get(?:ting)? even with|tak(?:e|ing) revenge on"
@@ -73,7 +76,7 @@ _PART_OF = re.compile(
 _STOP = re.compile(
     r"[.?!,;]|\bfull of\b|(?<![-\w])(?:at|in|on|from|with|near|to|so|and|by|for|without|after|before|who|that"
     r"|while|because|through|of|into"
-    r"|out|off|down|up|under|when|until|over|using|take|takes|work)(?![-\w])"
+    r"|out|off|down|up|under|when|where|until|over|using|take|takes|work)(?![-\w])"
 )
 _HARMLESS_HEADS = word_set(
     "photo photos picture pictures portrait portraits video film documentary movie scene play game record level hair"

@@ -89,9 +89,13 @@ PEOPLE = word_set(
     celebrity youtuber streamer passenger passengers cyclist pedestrian homeless mate bully teammate team-mate
     librarian caretaker postman cashier clerk nanny babysitter toddler teenager teen adult elder elders gran granny
     nan grandparents sibling siblings fiance fiancee investor investors voter voters buyer buyers shopper shoppers
-    follower followers bystander creditor tutor clients village villagers runner runners groom bride player players examiner streamer cleaner"""
+    follower followers bystander creditor tutor clients village villagers runner runners groom bride player players
+    examiner streamer cleaner"""
 )
-ANIMALS = word_set("""dog dogs cat cats puppy kitten horse donkey cow sheep goat pony hamster rabbit parrot pet pets""")
+ANIMALS = word_set(
+    """kittens puppies pigeon pigeons duck ducks swan swans hens hen chicken chickens hedgehog squirrel litter dog
+    dogs cat cats puppy kitten horse donkey cow sheep goat pony hamster rabbit parrot pet pets"""
+)
 PUBLIC_PLACES = word_set(
     """bridge station school church mosque synagogue temple hospital bank market plant hall building buildings stop
     airport office embassy train bus car cars house houses home homes garage shop shops store stores warehouse
