@@ -28,6 +28,7 @@ def ppo_metrics(
     advantages = moments(signal.raw_advantages_BT, signal.mask_BT, run)
     trains = int(signal.completions.all_trained.sum()) > 0
     return metrics | {
+        "reward/unscored": int(run.gathered(signal.scores_B).isnan().sum()),
         "reward/filled": signal.filled,
         "reward/kl_penalty": signal.completions.kl_penalty,
         "kl/coefficient": beta,

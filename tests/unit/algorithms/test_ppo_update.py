@@ -21,8 +21,11 @@ from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import minibatches
 from equipoise.config import PPOConfig
 from equipoise.data import PromptRecord
+from equipoise.errors import EquipoiseError
+from equipoise.models.aspects import Aspect
 from equipoise.models.policy import Policy, load_policy, make_reference
 from equipoise.rollout.randomness import derived_seed
+from equipoise.rollout.scorers import FunctionScorer
 from equipoise.rollout.types import Rollout
 
 # Row 3 and row 10 have a gap, row 5 has no score at all, group 2 has equal scores.
@@ -372,6 +375,47 @@ def test_a_process_without_rows_takes_part_with_nothing(
             if parameter.requires_grad:
                 assert parameter.grad is not None and not parameter.grad.any(), name
     assert totals == before
+
+
+def test_what_weighs_nothing_is_no_score(
+    directory: Path, tmp_path: Path, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 5 and 10 are not scored on the one aspect that counts."""
+    config = config_of(directory, **OPTIONS["one aspect"])
+    line = train(directory, tmp_path / "run", rollout, TABLE, config, monkeypatch).line
+    assert line["reward/unscored"] == 2 and line["trained_completions"] == 10 and line["reward/filled"] == 0
+
+
+def test_a_critic_whose_gradient_is_not_finite_skips_its_step_alone(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy, lines = load_policy(directory, trainable=True), []
+    config = config_of(directory, beta=0.0, num_epochs=2, num_steps=2)
+    critics: list[Any] = []
+    make_critic, loss = ppo.make_critic, ppo_update.value_loss
+    monkeypatch.setattr(ppo, "make_critic", lambda *a: critics.append(make_critic(*a)) or critics[-1])
+
+    def infinite(*arguments: Any, **options: Any) -> Any:
+        value, metrics = loss(*arguments, **options)
+        return value * float("inf"), metrics
+
+    monkeypatch.setattr(ppo_update, "value_loss", infinite)
+    scorer = FunctionScorer(two_words, "words", [Aspect(name, higher_is_better=True) for name in ("a", "b")])
+    run = Run(tmp_path / "run", config)
+    run.listener = lines.append
+    before = [p.clone() for p in policy.module.parameters()]
+    with caplog.at_level(logging.WARNING), pytest.raises(EquipoiseError, match="3 gradients in a row were not finite"):
+        ppo.train_ppo(policy, [scorer], PROMPTS, config, run)
+    assert lines[0]["critic/skipped"] == 2 and lines[0]["critic/grad_norm"] is None and lines[0]["skipped"] == 0
+    assert lines[0]["grad_norm"] > 0 and lines[0]["loss"] is None and lines[0]["policy/loss"] is not None
+    assert not critics[0].module.value_head.linear.bias.any(), "no skipped step moved the critic"
+    assert any(not torch.equal(p, q) for p, q in zip(policy.module.parameters(), before, strict=True))
+    assert sum("a gradient was not finite" in record.message for record in caplog.records) == 1
+
+
+def two_words(prompts: list[Any], completions: list[str]) -> dict[str, list[float]]:
+    """Lengths of two kinds."""
+    return {"a": [float(len(text)) for text in completions], "b": [float(text.count(" ")) for text in completions]}
 
 
 class _Passes:
