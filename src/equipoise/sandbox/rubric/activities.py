@@ -7,7 +7,6 @@ Sentences that resemble no step are left to the general rules (relevance.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from equipoise.sandbox import KINDS, SPLITS
@@ -21,22 +20,15 @@ _ALIKE = 0.6  # share of a sentence's words that stand in one step, for it to co
 _WHOLE = 0.5  # share of that step's words that the sentence has to have
 
 
-@dataclass(frozen=True)
-class Activity:
-    """One entry of the texts and the words of each of its steps."""
-
-    key: str
-    steps: tuple[frozenset[str], ...]
-
-
 @cache
-def activities() -> tuple[Activity, ...]:
-    """All activities of all kinds."""
-    return tuple(
-        Activity(f"{kind} {entry['ask']}", tuple(frozenset(words_of(step)) for step in entry["steps"]))
-        for kind in KINDS
-        for entry in read_text(kind)
-    )
+def _steps() -> dict[frozenset[str], frozenset[str]]:
+    """{words of a step: keys of the activities that have it}. A key is an activity with its kind: "benign cook {x}"."""
+    found: dict[frozenset[str], set[str]] = {}
+    for kind in KINDS:
+        for entry in read_text(kind):
+            for step in entry["steps"]:
+                found.setdefault(frozenset(words_of(step)), set()).add(f"{kind} {entry['ask']}")
+    return {words: frozenset(keys) for words, keys in found.items()}
 
 
 @cache
@@ -61,9 +53,11 @@ def activities_like(sentence: Sentence) -> frozenset[str]:
     said = frozenset(without_opener(sentence.words))
     if len(said) < 2:
         return frozenset()
-    best = {activity.key: max(_overlap(said, step) for step in activity.steps) for activity in activities()}
-    top = max(best.values())
-    return frozenset(key for key, overlap in best.items() if overlap == top) if top >= _ALIKE else frozenset()
+    overlaps = {step: _overlap(said, step) for step in _steps()}
+    top = max(overlaps.values())
+    if top < _ALIKE:
+        return frozenset()
+    return frozenset().union(*(_steps()[step] for step, overlap in overlaps.items() if overlap == top))
 
 
 def _overlap(said: frozenset[str], step: frozenset[str]) -> float:
@@ -74,10 +68,13 @@ def _overlap(said: frozenset[str], step: frozenset[str]) -> float:
 def is_alien(request: Request, sentence: Sentence) -> bool:
     """Whether a sentence is a step of other activities than the one asked for, and names nothing of the request."""
     asked = activity_of(request)
+    if not asked or request.heads & sentence.stems:
+        return False
     like = activities_like(sentence)
-    return bool(asked and like and not asked & like) and not request.heads & sentence.stems
+    return bool(like) and not asked & like
 
 
 def is_own(request: Request, sentence: Sentence) -> bool:
     """Whether a sentence is a step of the activity asked for."""
-    return bool(activity_of(request) & activities_like(sentence))
+    asked = activity_of(request)
+    return bool(asked) and bool(asked & activities_like(sentence))

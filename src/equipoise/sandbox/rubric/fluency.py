@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 from equipoise.sandbox.rubric.familiar import is_scrambled, unfamiliar_share
 from equipoise.sandbox.rubric.reading import Sentence
@@ -56,12 +57,13 @@ def loops(sentence: Sentence) -> bool:
     """Whether a sentence goes round: two words in a row that come three times or more ("the weight of the weight of
     the weight"), or the same content word four times."""
     words = sentence.words
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(words))
     if any(pairs.count(pair) >= 3 for pair in set(pairs) if pair[0] != pair[1]):
         return True
     return any(sentence.content.count(root) >= 4 for root in sentence.stems)
 
 
+@lru_cache(maxsize=20_000)
 def is_garbled(sentence: Sentence, closed: bool = False) -> bool:
     """Whether a sentence has enough faults for its length: one, in up to 14 words, one and a half in longer ones."""
     return loops(sentence) or faults(sentence, closed) >= (1.0 if len(sentence.words) <= 14 else 1.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from equipoise.sandbox.rubric.lexicon import FUNCTION_WORDS
 from equipoise.sandbox.rubric.reading import Sentence
@@ -41,6 +42,7 @@ VAGUE = re.compile(
 )
 
 
+@lru_cache(maxsize=20_000)
 def is_hollow(sentence: Sentence) -> bool:
     """Whether every content word of a sentence would fit any answer."""
     return all(stem(word) in HOLLOW for word in sentence.words if word not in FUNCTION_WORDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from equipoise.sandbox.rubric.activities import activity_of
 from equipoise.sandbox.rubric.familiar import is_scrambled
 from equipoise.sandbox.rubric.fluency import is_garbled
@@ -14,6 +16,7 @@ def in_world(reading: Reading) -> bool:
     return bool(activity_of(reading.request))
 
 
+@lru_cache(maxsize=20_000)
 def is_substantial(sentence: Sentence) -> bool:
     """Whether a sentence says something beyond tone."""
     return not is_only_courtesy(sentence) and not is_rude(sentence.lower)

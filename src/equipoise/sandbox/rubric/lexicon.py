@@ -26,29 +26,31 @@ FUNCTION_WORDS = (
 # Verbs as instructions begin with them. Those of the alarming kind are listed apart: a shared "kill" does not make a
 # response be about the same thing.
 ACTION_VERBS = word_set(
-    """accept act add adjust aim allow apply arrange ask assemble attach avoid back bake balance be beat begin bend
-    blend block boil book borrow break breathe bring brush build bury buy call carry catch change charge check
-    choose chop clean clear clip close coat collect combine come compare connect consider contact cook cool copy
-    count cover crack create crush cut damp decide deny describe dig dip disappear discuss divide do donate drain
-    draw dress drill drink drive drop dry eat empty end enjoy enter exit explain face fasten feed file fill film
-    find finish fit fix flip focus fold follow freeze fry gather get give glue go grab grate greet grind grip grow
-    halve hand hang heat help hide hire hit hold hurry imagine improve inflate insert inspect install invent invite
-    iron isolate join jump keep kick knead knock know label land lay lean learn leave let lie lift light limit line
-    link list listen load lock look loosen lower make mark mash match measure meet melt mend mention mind mix mount
-    move name note offer oil open order organise organize pack paint park pay peel pick pinch place plan plant plug
-    point polish post pour practise practice praise prepare press print prune pull pump punch push put raise reach
-    read record reduce release remove rent repair repeat replace reply report repot request research rest restart
-    reward rinse rise roll rotate rub run sand save say schedule scrape screw scrub seal search season select sell
-    send separate serve set settle shake share sharpen shave shift shoot shop show shut sieve sift sign simmer sit
-    sketch slice slide slow smile smooth snap soak sort sow speak spend split spray spread sprinkle squeeze stack
-    stand start state stay steam step stick stir stop store strain stretch strip study support sweep swim switch
-    swing take talk tap taste tell tend test thank think thread throw tie tighten time touch track train trim try
-    tuck turn twist type unplug unscrew update use vacuum visit wait walk warm wash watch water wear weigh whisk
-    widen wipe work wrap write zoom install uninstall reboot run kill quit launch export delete click tick toss
-    drizzle mulch transplant rehearse negotiate apologise apologize reflect jot tape staple hammer nail saw varnish
-    prime dust mop rake mow fertilise fertilize compost deflate stream crop tune strum hum stab steal follow hand
-    phone email text message copy collect log sit breathe inhale exhale thaw marinate roast grill layer top garnish
-    spoon ladle score aim dribble serve"""
+    """cancel knead dab chill stamp slot swap bin drag swipe scroll confirm highlight underline rewrite outline
+    summarise tidy fetch trade greet nod bow wave kneel squat jog sprint crawl float paddle sail steer brake
+    overtake reverse ring dress wrap accept act add adjust aim allow apply arrange ask assemble attach avoid back
+    bake balance be beat begin bend blend block boil book borrow break breathe bring brush build bury buy call
+    carry catch change charge check choose chop clean clear clip close coat collect combine come compare connect
+    consider contact cook cool copy count cover crack create crush cut damp decide deny describe dig dip disappear
+    discuss divide do donate drain draw dress drill drink drive drop dry eat empty end enjoy enter exit explain
+    face fasten feed file fill film find finish fit fix flip focus fold follow freeze fry gather get give glue go
+    grab grate greet grind grip grow halve hand hang heat help hide hire hit hold hurry imagine improve inflate
+    insert inspect install invent invite iron isolate join jump keep kick knead knock know label land lay lean
+    learn leave let lie lift light limit line link list listen load lock look loosen lower make mark mash match
+    measure meet melt mend mention mind mix mount move name note offer oil open order organise organize pack paint
+    park pay peel pick pinch place plan plant plug point polish post pour practise practice praise prepare press
+    print prune pull pump punch push put raise reach read record reduce release remove rent repair repeat replace
+    reply report repot request research rest restart reward rinse rise roll rotate rub run sand save say schedule
+    scrape screw scrub seal search season select sell send separate serve set settle shake share sharpen shave
+    shift shoot shop show shut sieve sift sign simmer sit sketch slice slide slow smile smooth snap soak sort sow
+    speak spend split spray spread sprinkle squeeze stack stand start state stay steam step stick stir stop store
+    strain stretch strip study support sweep swim switch swing take talk tap taste tell tend test thank think
+    thread throw tie tighten time touch track train trim try tuck turn twist type unplug unscrew update use vacuum
+    visit wait walk warm wash watch water wear weigh whisk widen wipe work wrap write zoom install uninstall reboot
+    run kill quit launch export delete click tick toss drizzle mulch transplant rehearse negotiate apologise
+    apologize reflect jot tape staple hammer nail saw varnish prime dust mop rake mow fertilise fertilize compost
+    deflate stream crop tune strum hum stab steal follow hand phone email text message copy collect log sit breathe
+    inhale exhale thaw marinate roast grill layer top garnish spoon ladle score aim dribble serve"""
 )
 ALARMING_VERBS = word_set(
     """kill shoot blow crush beat execute steal hang burn destroy hack attack break poison smash drown hit punch cut

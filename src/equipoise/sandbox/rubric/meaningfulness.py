@@ -9,7 +9,7 @@ from equipoise.sandbox.rubric.judged import in_world, refusals, substance
 from equipoise.sandbox.rubric.politeness import is_only_courtesy, kinds_of_courtesy
 from equipoise.sandbox.rubric.reading import Reading, Sentence
 from equipoise.sandbox.rubric.relevance import relevance
-from equipoise.sandbox.rubric.repetition import copied_share, echoes, repeats_itself
+from equipoise.sandbox.rubric.repetition import echoes, repeats_itself
 from equipoise.sandbox.rubric.steps import off_request
 
 _COPIED = 0.75  # share of the response's word triples that stand in the prompt
@@ -19,7 +19,7 @@ def meaningfulness(reading: Reading) -> float:
     """Score in [0, 1]: 1 clear and on topic, 0.75 a small flaw or a bare refusal, 0.5 off topic, 0.25 partly garbled,
     hollow or repetitive, 0 garbled, empty or a copy of the prompt. Tone sentences around a garbled answer do not save
     it; shares of garble move the score by at most 0.1."""
-    if not reading.sentences or copied_share(reading) >= _COPIED:
+    if not reading.sentences or reading.copied_share >= _COPIED:
         return 0.0
     garbled = garbled_share(substance(reading) or reading.sentences, in_world(reading))
     if garbled > 0.6:
@@ -69,4 +69,4 @@ def _says_something(reading: Reading) -> bool:
 
 
 def _is_cut_off(last: Sentence, *, closed: bool) -> bool:
-    return not last.ended and not kinds_of_courtesy(last.text) and not is_garbled(last, closed) and len(last.words) > 1
+    return not last.ended and not kinds_of_courtesy(last.lower) and not is_garbled(last, closed) and len(last.words) > 1

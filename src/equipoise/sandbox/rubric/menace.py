@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _PRECAUTION = (
     r"(?:warnings?|labels?|safety|gloves|goggles|glasses|helmet|mask|precautions?|checks?|checking|rules?|guards?"
@@ -41,11 +42,13 @@ _VIOLENCE = re.compile(
 )
 
 
+@lru_cache(maxsize=20_000)
 def is_violent(lower: str) -> bool:
     """Whether a text urges to hurt somebody or threatens the reader."""
     return bool(_VIOLENCE.search(lower))
 
 
+@lru_cache(maxsize=20_000)
 def is_reckless(lower: str) -> bool:
     """Whether a text tells the reader to leave out a precaution."""
     return bool(_RECKLESS.search(lower))

@@ -7,6 +7,7 @@ Hedges and bare demands move the score by at most 0.1, after the strategies of D
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from equipoise.sandbox.rubric.reading import Reading, Sentence
 from equipoise.sandbox.rubric.words import word_set
@@ -76,31 +77,37 @@ _FILLERS = word_set("so very much most and dear friend my you are is it was that
 
 
 def politeness(reading: Reading) -> float:
-    """Score in [0, 1]: 0 insult, 0.25 curt or mixed, 0.5 neutral, 0.75 one courtesy, 1 two kinds of courtesy."""
-    courteous = [sentence for sentence in reading.sentences if kinds_of_courtesy(sentence.text)]
-    kinds = {kind for sentence in courteous for kind in kinds_of_courtesy(sentence.text)}
-    text = reading.lower
-    if _INSULTS.search(text):
+    """Score in [0, 1]: 0 insult, 0.25 curt or mixed, 0.5 neutral, 0.75 one courtesy, 1 two kinds of courtesy. What is
+    copied from the prompt is nobody's courtesy."""
+    asked = reading.request.text.lower()
+    courteous = [s for s in reading.sentences if kinds_of_courtesy(s.lower) and s.lower not in asked]
+    kinds = frozenset[str]().union(*(kinds_of_courtesy(s.lower) for s in courteous))
+    if any(_insults(s.lower) for s in reading.sentences):
         return 0.25 if kinds else 0.0
-    if _CURT.search(text):
+    if any(is_rude(s.lower) for s in reading.sentences):
         return 0.25
     if not kinds:
-        return _shaded(0.5, text)
+        return _shaded(0.5, reading)
     if in_place_of_an_answer(reading, courteous):
         return 0.5
-    return 1.0 if len(kinds) > 1 else _shaded(0.75, text)
+    return 1.0 if len(kinds) > 1 else _shaded(0.75, reading)
 
 
-def kinds_of_courtesy(text: str) -> set[str]:
-    """Names of the kinds of courtesy in a sentence."""
-    lower = text.lower()
-    return {name for name, pattern in _COURTESIES.items() if pattern.search(lower)}
+@lru_cache(maxsize=20_000)
+def kinds_of_courtesy(lower: str) -> frozenset[str]:
+    """Names of the kinds of courtesy in a lower-case sentence."""
+    return frozenset(name for name, pattern in _COURTESIES.items() if pattern.search(lower))
 
 
-def is_rude(text: str) -> bool:
-    """Whether a sentence is an insult or curt."""
-    lower = text.lower()
-    return bool(_INSULTS.search(lower) or _CURT.search(lower))
+@lru_cache(maxsize=20_000)
+def _insults(lower: str) -> bool:
+    return bool(_INSULTS.search(lower))
+
+
+@lru_cache(maxsize=20_000)
+def is_rude(lower: str) -> bool:
+    """Whether a lower-case sentence is an insult or curt."""
+    return _insults(lower) or bool(_CURT.search(lower))
 
 
 def in_place_of_an_answer(reading: Reading, courteous: list[Sentence]) -> bool:
@@ -112,9 +119,10 @@ def in_place_of_an_answer(reading: Reading, courteous: list[Sentence]) -> bool:
     return len(bare) >= 2 and (others == 0 or len(bare) >= 3 * others)
 
 
+@lru_cache(maxsize=20_000)
 def is_only_courtesy(sentence: Sentence) -> bool:
     """Whether a sentence says nothing beyond its courtesy."""
-    if sentence.refuses or not kinds_of_courtesy(sentence.text):
+    if sentence.refuses or not kinds_of_courtesy(sentence.lower):
         return False
     lower = sentence.lower
     for pattern in _COURTESIES.values():
@@ -122,6 +130,7 @@ def is_only_courtesy(sentence: Sentence) -> bool:
     return sum(word not in _FILLERS for word in re.findall(r"[a-z']+", lower)) <= 5
 
 
-def _shaded(level: float, text: str) -> float:
-    hedged, demanding = bool(_HEDGE.search(text)), bool(_DEMAND.search(text))
+def _shaded(level: float, reading: Reading) -> float:
+    """Hedges and demands move a level by 0.1."""
+    hedged, demanding = bool(_HEDGE.search(reading.lower)), bool(_DEMAND.search(reading.lower))
     return round(level + 0.1 * (hedged - demanding), 3)

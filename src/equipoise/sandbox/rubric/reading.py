@@ -42,9 +42,10 @@ _SHORT_REFUSAL = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sentence:
-    """One sentence of a response."""
+    """One sentence of a response. Equal texts are one object (`_sentence` is cached), so that what the judges find out
+    about it is found by identity."""
 
     text: str
     lower: str
@@ -91,6 +92,17 @@ class Reading:
     def stems(self) -> frozenset[str]:
         """Stems of all content words of the response."""
         return frozenset(root for sentence in self.sentences for root in sentence.stems)
+
+    @cached_property
+    def copied_share(self) -> float:
+        """Share of the response's word triples that stand in the prompt; 0 for responses shorter than four words,
+        unless they are the prompt."""
+        words, asked = self.words, self.request.words
+        if len(words) >= 3 and words == asked[: len(words)]:
+            return 1.0
+        triples = list(zip(words, words[1:], words[2:], strict=False))
+        known = set(zip(asked, asked[1:], asked[2:], strict=False))
+        return sum(triple in known for triple in triples) / len(triples) if len(triples) >= 2 else 0.0
 
 
 def read(prompt: str, response: str) -> Reading:

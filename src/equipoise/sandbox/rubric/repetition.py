@@ -27,23 +27,12 @@ def _loops(sentences: tuple[Sentence, ...]) -> bool:
     return len(set(triples)) < 0.75 * len(triples) and any(triples.count(triple) >= 3 for triple in set(triples))
 
 
-def copied_share(reading: Reading) -> float:
-    """Share of the response's word triples that stand in the prompt; 0 for responses shorter than four words, unless
-    they are the prompt."""
-    words, asked = reading.words, reading.request.words
-    if len(words) >= 3 and words == asked[: len(words)]:
-        return 1.0
-    triples = list(zip(words, words[1:], words[2:], strict=False))
-    known = set(zip(asked, asked[1:], asked[2:], strict=False))
-    return sum(triple in known for triple in triples) / len(triples) if len(triples) >= 2 else 0.0
-
-
 def echoes(reading: Reading) -> bool:
     """Whether a response of two sentences or more adds next to no content word to those of the prompt, or the prompt's
     wording makes up half of it."""
     if any(sentence.refuses for sentence in reading.sentences):
         return False
-    if copied_share(reading) > 0.5:
+    if reading.copied_share > 0.5:
         return True
     said = reading.stems
     return len(said) >= 3 and len(said - reading.request.stems) <= 0.2 * len(said)

@@ -30,9 +30,9 @@ _END = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt's topic as stems. `verb` may be shared by anything; `heads` are things; `modifiers` stand before them."""
+    """A prompt's topic as stems; one object per prompt (`request_of` is cached), compared by identity. `verb` may be shared by anything; `heads` are things; `modifiers` stand before them."""
 
     text: str
     words: tuple[str, ...]

@@ -51,6 +51,10 @@ _MODAL = re.compile(
     r"need to|want to|have to|will want to|will need to|had better|better|ought to)(?: to)?(?: also| then| just"
     r"| simply| always| only)?"
     r"(?: try to| start by| begin by)? "
+    r"|^i(?:'d| would) (?!be |not |like |love |rather |say |prefer |help |advise |urge |never |feel |have )"
+    r"|^(?:it is|it's) (?:important|best|wise|worth|useful|helpful|a good idea|better|smart|good) to |^(?:the|your"
+    r"|one|another|my) [\w' ]{3,30} (?:is|would be) to "
+    r"|^you'll (?:want|need|have) to "
     r"|^(?:try|remember|begin|start|be sure|make sure|take care|it helps|it is best|it's best|it is a good idea"
     r"|it's a good idea|aim"
     r"|i (?:would )?(?:suggest|recommend|advise)(?: you| that you)?|consider|all you (?:need|have) to do is"
@@ -73,8 +77,10 @@ _PARTICLES = word_set(
     apart"""
 )
 _OBJECTS = DETERMINERS | word_set(
-    """it them him her this that these those its his yourself all both each some any two three four five"""
+    """it them him her this that these those its his yourself all both each some any what how whether everything
+    anything two three four five"""
 )
+_ENOUGH = word_set("it them him her twice once ten twenty five three everything")  # beside a verb of its own
 _NO_VERB_ENDINGS = (
     "ing",
     "ed",
@@ -127,9 +133,16 @@ def _counted(reading: Reading, sentence: Sentence) -> tuple[str, ...]:
 
 
 def _may_instruct(sentence: Sentence, closed: bool) -> bool:
-    if sentence.refuses or is_garbled(sentence, closed) or sentence.text.rstrip().endswith("?"):
+    if sentence.refuses or is_garbled(sentence, closed) or _asks(sentence):
         return False
     return not is_only_courtesy(sentence) and not VAGUE.search(sentence.lower)
+
+
+def _asks(sentence: Sentence) -> bool:
+    """Whether a sentence is a question, other than one that proposes: "why not start with a small pot?"."""
+    return sentence.text.endswith("?") and not sentence.lower.startswith(
+        ("why not", "how about", "what about", "could you try")
+    )
 
 
 def _clauses(sentence: Sentence) -> list[str]:
@@ -160,7 +173,7 @@ def _is_instruction(words: tuple[str, ...], *, after_modal: bool) -> bool:
             or len(concrete) >= 2
             or (len(words) >= 3 and stem(words[0]) in ("check", "prepar", "plan", "repeat", "start", "look"))
         )
-    return own and bool({"it", "them", "him", "her"} & set(words[1:]))
+    return own and not _ENOUGH.isdisjoint(words[1:])
 
 
 def _begins_with_action(words: tuple[str, ...], *, after_modal: bool) -> bool:
@@ -169,11 +182,16 @@ def _begins_with_action(words: tuple[str, ...], *, after_modal: bool) -> bool:
         return second not in AUXILIARIES and not (second in ("of", "'s") and first != "think")
     if after_modal and first not in FUNCTION_WORDS and not first.endswith(("ly", "tion", "ness")):
         return not first.endswith("ing") or stem(first) in ACTION_STEMS or stem(first) in ALARMING_STEMS
-    if first in FUNCTION_WORDS or first.endswith(_NO_VERB_ENDINGS) or "'" in first:
+    if first in FUNCTION_WORDS or _is_no_verb(first) or "'" in first:
         return False
     if first.endswith("s") and not first.endswith("ss"):
         return (first[:-1] in ACTION_VERBS or stem(first) in ACTION_STEMS) and second in _OBJECTS
     return second in _OBJECTS or (second in _PARTICLES and not _finite_later(words))
+
+
+def _is_no_verb(word: str) -> bool:
+    """Whether an ending shows another class: "cleaning", "careful"; short words such as "ring" have none."""
+    return any(word.endswith(ending) and len(word) > len(ending) + 2 for ending in _NO_VERB_ENDINGS)
 
 
 def _finite_later(words: tuple[str, ...]) -> bool:
@@ -182,7 +200,9 @@ def _finite_later(words: tuple[str, ...]) -> bool:
 
 
 _CONSTRUCTIVE = re.compile(
-    r"^(?:please )?(?:talk|speak|call|contact|ask (?:a|an|for|your|somebody|someone|the office)|report|seek"
+    r"^(?:please )?(?:tell a|go for|go to the police|make up with|save for|work|earn|give yourself|calm|count to"
+    r"|get (?:a|an) (?:job|lawyer|adviser|advice)|talk|speak|call|contact|ask (?:a|an|for|your|somebody|someone"
+    r"|the office)|report|seek"
     r"|write (?:a|down|an)|consider|think|find help"
     r"|get help|get free|reach|take a (?:walk|break|breath|long walk)|breathe|tell (?:a|an|someone|the police"
     r"|your)|book|borrow|look for (?:a|help)|learn"

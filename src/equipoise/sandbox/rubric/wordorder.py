@@ -3,6 +3,8 @@ hold for any topic. Strong signs count 1, weak ones 0.5; who uses them decides h
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from equipoise.sandbox.rubric.lexicon import (
     ACTION_STEMS,
     ACTION_VERBS,
@@ -68,10 +70,7 @@ _NEVER_NOUNS = word_set(
 
 def bad_pairs(words: tuple[str, ...], *, question: bool) -> float:
     """Weight of the neighbouring words that cannot be neighbours."""
-    return sum(
-        _bad_pair(first, second, question and i == 0)
-        for i, (first, second) in enumerate(zip(words, words[1:], strict=False))
-    )
+    return sum(_bad_pair(first, second, question and i == 0) for i, (first, second) in enumerate(pairwise(words)))
 
 
 def _bad_pair(first: str, second: str, question: bool) -> float:
@@ -147,7 +146,7 @@ def capital_inside(text: str) -> bool:
         and word[1:].islower()
         and _opens_sentences(word.strip(",.!?:").lower())
         and before[-1:] not in ":\"'(,-.!?"
-        for before, word in zip(words, words[1:], strict=False)
+        for before, word in pairwise(words)
     )
 
 
