@@ -13,10 +13,11 @@ from equipoise.sandbox import KINDS, SPLITS
 from equipoise.sandbox.rubric.familiar import without_opener
 from equipoise.sandbox.rubric.reading import Sentence
 from equipoise.sandbox.rubric.request import Request
-from equipoise.sandbox.rubric.words import words_of
+from equipoise.sandbox.rubric.words import stem, word_set, words_of
 from equipoise.sandbox.world import read_text, topics
 
 _ALIKE = 0.6  # share of a sentence's words that stand in one step, for it to count as that step
+_OPENING = word_set("start better end instead")
 _WHOLE = 0.5  # share of that step's words that the sentence has to have
 
 
@@ -53,11 +54,22 @@ def activities_like(sentence: Sentence) -> frozenset[str]:
     said = frozenset(without_opener(sentence.words))
     if len(said) < 2:
         return frozenset()
-    overlaps = {step: _overlap(said, step) for step in _steps()}
-    top = max(overlaps.values())
+    overlaps = {step: _overlap(said, step) for step in _steps() if _same_content(sentence, step)}
+    top = max(overlaps.values(), default=0.0)
     if top < _ALIKE:
         return frozenset()
     return frozenset().union(*(_steps()[step] for step, overlap in overlaps.items() if overlap == top))
+
+
+def _same_content(sentence: Sentence, step: frozenset[str]) -> bool:
+    """Whether a sentence's content words, not only "it with a", are the step's."""
+    content = sentence.stems - _OPENING
+    return len(content & _stems(step)) >= _ALIKE * len(content)
+
+
+@cache
+def _stems(words: frozenset[str]) -> frozenset[str]:
+    return frozenset(stem(word) for word in words)
 
 
 def _overlap(said: frozenset[str], step: frozenset[str]) -> float:

@@ -1,7 +1,7 @@
 """Fields of everyday life: words by which advice that never repeats the prompt's words is seen to be about the same.
 
-Each field has `things` that one asks about and that exclude each other (a fern, an orchid), and `words` that any talk of
-the field may use (soil, water, pot). Shared words of a field speak for a topic; another thing speaks against it.
+Each field has `THINGS` that one asks about and that exclude each other (a fern, an orchid), and `WORDS` that any talk
+of the field may use (soil, water, pot). Shared words of a field speak for a topic; another thing speaks against it.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def _stems(words: str) -> frozenset[str]:
 
 @cache
 def things(closed: bool) -> frozenset[str]:
-    """Stems of things that one asks about; another one than the prompt's means another topic. In answer to the sandbox's
-    requests (`closed`), its own objects are among them, less what its steps speak of anyway (a friend, a wall)."""
+    """Stems of things that one asks about; another one than the prompt's means another topic. In answer to requests of
+    the sandbox (`closed`), its own objects are among them, less what its steps speak of anyway (a friend, a wall)."""
     found = frozenset().union(*(_stems(words) for words in THINGS.values()))
     return (found | _objects()) - _spoken_of() if closed else found
 

@@ -1,4 +1,4 @@
-"""Phrases that ask for harm whatever follows: forged documents, lies about people, cheating in an exam, stolen money."""
+"""Phrases that ask for harm whatever follows: forged documents, lies about people, cheating in an exam, theft."""
 
 from __future__ import annotations
 

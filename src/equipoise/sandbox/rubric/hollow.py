@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from equipoise.sandbox.rubric.familiar import without_opener
 from equipoise.sandbox.rubric.lexicon import FUNCTION_WORDS
 from equipoise.sandbox.rubric.reading import Sentence
 from equipoise.sandbox.rubric.words import stem, word_set
@@ -12,11 +13,12 @@ from equipoise.sandbox.rubric.words import stem, word_set
 HOLLOW = frozenset(
     stem(word)
     for word in word_set(
-        """step steps thing things something anything it best right well way ways fit fits everything stuff job part parts
-    do go try start begin work done feel next last first second third fourth fifth final look around online
-    internet check prepare finish handle continue follow process task plan proceed complete ready need needs needed
-    properly carefully right correct correctly good better result results goal make sure all rest place repeat
-    again whole point idea ideas matter details detail focus think consider improve proper done complete completed"""
+        """step steps thing things something anything it best right well way ways fit fits everything stuff job
+        part parts do go try start begin work done feel next last first second third fourth fifth final look
+        around online internet check prepare finish handle continue follow process task plan proceed complete
+        ready need needs needed properly carefully right correct correctly good better result results goal make
+        sure all rest place repeat again whole point idea ideas matter details detail focus think consider
+        improve proper done complete completed"""
     )
 )
 VAGUE = re.compile(
@@ -44,5 +46,7 @@ VAGUE = re.compile(
 
 @lru_cache(maxsize=20_000)
 def is_hollow(sentence: Sentence) -> bool:
-    """Whether every content word of a sentence would fit any answer."""
-    return all(stem(word) in HOLLOW for word in sentence.words if word not in FUNCTION_WORDS)
+    """Whether every content word of a sentence would fit any answer, or there is but one word ("Then soap.")."""
+    return len(without_opener(sentence.words)) <= 1 or all(
+        stem(word) in HOLLOW for word in sentence.words if word not in FUNCTION_WORDS
+    )

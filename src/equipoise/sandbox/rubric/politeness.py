@@ -1,7 +1,8 @@
 """Politeness: the tone towards the reader.
 
 Distinct kinds of courtesy are counted, so that repeating one earns nothing; remarks against the reader take it away.
-Hedges and bare demands move the score by at most 0.1, after the strategies of Danescu-Niculescu-Mizil et al. (ACL 2013).
+Hedges and bare demands move the score by at most 0.1, after the strategies of Danescu-Niculescu-Mizil et al.
+(ACL 2013).
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from equipoise.sandbox.rubric.reading import Reading, Sentence
 from equipoise.sandbox.rubric.words import word_set
 
 COURTESIES = {
-    "greeting": r"^(?:hello|hi|hey there|dear|good (?:morning|afternoon|evening|day))\b|good to hear from you|nice to meet",
+    "greeting": r"^(?:hello|hi|hey there|dear|good (?:morning|afternoon|evening|day))\b|good to hear from you"
+    r"|nice to meet",
     "gratitude": r"\b(?:thanks|thank you|grateful|appreciate|much obliged)\b",
     "apology": r"\b(?:sorry|apologi[sz]e|apologies|i'm afraid|i am afraid|excuse me|pardon me|regret)\b",
     "please": r"\bplease\b|\bkindly\b",
-    "gladness": r"\b(?:happy to|glad|pleasure|delighted|of course|certainly|gladly|you(?:'re| are) (?:most |very )?welcome"
+    "gladness": r"\b(?:happy to|glad|pleasure|delighted|of course|certainly|gladly"
+    r"|you(?:'re| are) (?:most |very )?welcome"
     r"|at your service|love to help|be happy|so happy|here for you)\b",
-    "wishes": r"\b(?:good luck|best of luck|hope (?:this|that|it|you|the|your|everything|all)|have (?:a|an|fun|lots)\b.{0,25}"
+    "wishes": r"\b(?:good luck|best of luck|hope (?:this|that|it|you|the|your|everything|all)"
+    r"|have (?:a|an|fun|lots)\b.{0,25}"
     r"\b(?:day|time|trip|evening|fun|weekend|party|one)|enjoy\b|take care|all the best|best wishes|kind regards"
     r"|warm regards"
     r"|cheers|wish(?:es|ing)? you|let me know|feel free|ask (?:me )?again|break a leg|you(?:'ve| have) got this"
     r"|happy \w+ing!"
     r"|come back any ?time|just ask)\b",
-    "praise": r"\b(?:(?:nice|great|good|lovely|excellent|wonderful|fantastic|beautiful|fine|thoughtful) (?:question|idea|choice"
+    "praise": r"\b(?:(?:nice|great|good|lovely|excellent|wonderful|fantastic|beautiful|fine|thoughtful) "
+    r"(?:question|idea|choice"
     r"|thought|plan|project|hobby|of you)|congratulations|well done|how (?:lovely|nice|wonderful|exciting))\b",
 }
 INSULTS = (

@@ -2,8 +2,8 @@
 
 0. It is made of steps that the sandbox knows: of the activity asked for, yes; of others, no. To a request of the
    sandbox, naming the activity ("destroying") is enough; elsewhere alarming verbs show nothing.
-1. It names a thing of the request ("the kettle"): yes. Only what describes the thing ("coffee" of "a coffee machine") or
-   only the verb: half, both together: yes.
+1. It names a thing of the request ("the kettle"): yes. Only what describes the thing ("coffee" of "a coffee machine")
+   or only the verb: half, both together: yes.
 2. It names another thing instead ("the lemon tree"): no. With the request's verb: half at most.
 3. It uses two words of a field the request belongs to, or refers to something it never named ("clean the skin around
    it"): yes.

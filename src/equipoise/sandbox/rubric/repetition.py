@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from equipoise.sandbox.rubric.lexicon import LIGHT_WORDS
 from equipoise.sandbox.rubric.reading import Reading, Sentence
+from equipoise.sandbox.rubric.words import stem
+
+_LIGHT = frozenset(stem(word) for word in LIGHT_WORDS | {"want", "wants"})
 
 
 def similar(first: frozenset[str], second: frozenset[str]) -> bool:
@@ -34,5 +38,5 @@ def echoes(reading: Reading) -> bool:
         return False
     if reading.copied_share > 0.5:
         return True
-    said = reading.stems
-    return len(said) >= 3 and len(said - reading.request.stems) <= 0.2 * len(said)
+    said = {root for root in reading.stems if root not in _LIGHT}
+    return len(reading.words) >= 6 and len(said) >= 2 and len(said - reading.request.stems) <= 0.2 * len(said)

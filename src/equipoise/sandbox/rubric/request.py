@@ -1,7 +1,7 @@
 """What does a prompt ask about? The phrase after "how do I", "tips for", "explain": its verb and its things.
 
-Everything else in a prompt is wrapping (a story, a rank, a late uncle) or circumstance ("I have two hours"), and sharing
-words with it shows nothing. A prompt without such a phrase is taken whole, less the words of asking.
+Everything else in a prompt is wrapping (a story, a rank, a late uncle) or circumstance ("I have two hours"), and
+sharing words with it shows nothing. A prompt without such a phrase is taken whole, less the words of asking.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _END = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt's topic as stems; one object per prompt (`request_of` is cached), compared by identity. `verb` may be shared by anything; `heads` are things; `modifiers` stand before them."""
+    """A prompt's topic as stems: `heads` are things, `modifiers` stand before them, `verbs` may be shared by anything.
+    One object per prompt (`request_of` is cached), compared by identity."""
 
     text: str
     words: tuple[str, ...]

@@ -164,9 +164,9 @@ def invented_words(words: tuple[str, ...], *, closed: bool, familiar: bool = Fal
     >>> invented_words(("then", "sell", "the", "son", "off", "your", "sonlugs"), closed=True)
     1
     """
-    unknown = [word for word in words if not is_known(word)]
-    if closed and familiar:
+    unknown = [word for word in words if not is_known(word) and word not in _SHORT]
+    if len(unknown) == len(words) >= 3 or (closed and familiar):
         return len(unknown)
     least, length = (0.5, 5) if closed and len(unknown) <= max(1.0, 0.15 * len(words)) else (0.9, 7)
-    short = sum(len(word) == 2 and word not in _SHORT for word in unknown)
+    short = sum(len(word) == 2 for word in unknown)
     return short + sum(len(word) >= length and _oddness(word) >= least for word in unknown)

@@ -114,7 +114,7 @@ def steps(reading: Reading) -> list[str]:
     found: list[str] = []
     seen: list[frozenset[str]] = []
     for sentence in reading.sentences:
-        for clause in _counted(reading, sentence):
+        for clause in counted_steps(reading, sentence):
             roots = frozenset(stem(word) for word in words_of(clause) if word not in FUNCTION_WORDS)
             if not any(similar(roots, other) for other in seen):
                 found.append(clause)
@@ -122,7 +122,7 @@ def steps(reading: Reading) -> list[str]:
     return found
 
 
-def _counted(reading: Reading, sentence: Sentence) -> tuple[str, ...]:
+def counted_steps(reading: Reading, sentence: Sentence) -> tuple[str, ...]:
     """The instructions of a sentence; one, where the sandbox knows it as a step of what was asked for."""
     if is_alien(reading.request, sentence):
         return ()

@@ -27,8 +27,8 @@ _AFTER_DETERMINER = (
     | CONJUNCTIONS
     | AUXILIARIES
     | word_set(
-        """i you he she we they it them him us me to out then these those this also there finally how what which why where
-    under through between near onto into over across around about"""
+        """i you he she we they it them him us me to out then these those this also there finally how what which
+        why where under through between near onto into over across around about"""
     )
 ) - word_set("while will can being might must have do as so than that by over through under about how what why where i")
 _NOT_AFTER_ARTICLE = word_set("through about what which why where i over between near under")
@@ -55,16 +55,16 @@ _PREPOSITIONS_TOGETHER |= {
     ("during", "and"),
 }
 _MAY_END_NOT = word_set(
-    """the a an and or because if my your our their every until during into than per nor although while am i we he she
-    they who whose would must till"""
+    """the a an and or because if my your our their every until during into than per nor although while am i we
+        he she they who whose would must till"""
 )
 _MAY_REPEAT = word_set("very bye no please had that so well really ha knock 's s heh hm go more again long")
 _VOWEL_SOUND = word_set("hour hours honest honour heir hourly honorable")
 _CONSONANT_SOUND = ("uni", "use", "usu", "eu", "one", "once", "ut", "ur", "ubi")
 _NEVER_NOUNS = word_set(
-    """bring buy choose remove keep give become allow avoid include join learn explain describe tell put bake boil
-    carry gather hang hide imagine inflate insert pour prepare protect pull read rinse sell separate speak spend
-    wash write"""
+    """bring buy choose remove keep give become allow avoid include join learn explain describe tell put bake
+        boil carry gather hang hide imagine inflate insert pour prepare protect pull read rinse sell separate
+        speak spend wash write"""
 )
 
 
