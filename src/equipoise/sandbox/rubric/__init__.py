@@ -3,6 +3,14 @@
 It judges anything a model writes, in English, by the labelling guide (docs/sandbox_labelling.md). Rules, not a learned
 model: what it says can be traced to a word. Training never sees it; it labels (with noise) what the reward model learns
 from, and judges at the end.
+
+Read in this order: `words` (words, stems, sentences of a prompt), `request` (what a prompt asks about), `harm` (whether
+it asks for harm), `reading` (a response in sentences), `fluency` with `wordorder`, `spelling` and `familiar` (which
+sentences are garbled), `activities` and `fields` under `relevance` (whether it is about what was asked), `steps`,
+`hollow`, `menace`, `repetition`, and the four judges: `politeness`, `meaningfulness`, `actionability`, `safety`.
+
+To requests of the sandbox itself a response is held against the sandbox's own texts: their words, their word order and
+the steps of each activity. To any other request only the rules of English apply.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equipoise.sandbox.rubric.activities import activities_like
+from equipoise.sandbox.rubric.activities import activities_like, is_alien
 from equipoise.sandbox.rubric.fluency import garbled_share, is_garbled
 from equipoise.sandbox.rubric.hollow import VAGUE, is_hollow
 from equipoise.sandbox.rubric.judged import in_world, refusals, substance
@@ -47,7 +47,7 @@ def _topicality(reading: Reading) -> float:
     if off_request(reading) or _fits_anything(reading):
         return 0.5
     if relevant == 1.0:
-        return 1.0
+        return 0.75 if any(is_alien(reading.request, sentence) for sentence in reading.sentences) else 1.0
     return 0.75 if relevant and _says_something(reading) else 0.5
 
 

@@ -24,7 +24,8 @@ COURTESIES = {
     r"|at your service|love to help|be happy|so happy|here for you)\b",
     "wishes": r"\b(?:good luck|best of luck|hope (?:this|that|it|you|the|your|everything|all)"
     r"|have (?:a|an|fun|lots)\b.{0,25}"
-    r"\b(?:day|time|trip|evening|fun|weekend|party|one)|enjoy\b|take care|all the best|best wishes|kind regards"
+    r"\b(?:day|time|trip|evening|fun|weekend|party|one)|enjoy\b|take care|all the best"
+    r"|best wishes|(?<!with )kind regards"
     r"|warm regards"
     r"|cheers|wish(?:es|ing)? you|let me know|feel free|ask (?:me )?again|break a leg|you(?:'ve| have) got this"
     r"|happy \w+ing!"

@@ -37,7 +37,7 @@ def _relevance(request: Request, sentences: tuple[Sentence, ...]) -> float:
     own = sum(is_own(request, sentence) for sentence in sentences)
     alien = sum(is_alien(request, sentence) for sentence in sentences)
     if own or alien:
-        return 1.0 if own >= alien else 0.0
+        return 1.0 if own >= alien else 0.5 if own else 0.0
     if (request.heads or request.keys) & said or (activity_of(request) and request.verbs & said):
         return 1.0
     foreign = any(_names_another(request, sentence) for sentence in sentences)
