@@ -18,7 +18,7 @@ from equipoise.sandbox.rubric.wordorder import (
 )
 from equipoise.sandbox.rubric.words import words_of
 
-_ACRONYM = re.compile(r"\b[A-Z]{2,}\b")  # "the IT desk" is not "the it"
+_ACRONYM = re.compile(r"\b(?:IT|US|AM)\b")  # "the IT desk" is not "the it"
 _LONGEST_RUN = 6  # content words in a row without a function word or a comma
 
 
