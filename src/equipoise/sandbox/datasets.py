@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from equipoise.sandbox import ASPECTS
-from equipoise.sandbox.prompts import Prompt, prompts, random_prompt
+from equipoise.sandbox.prompts import prompts, random_prompt
 from equipoise.sandbox.responses import ANNOTATED, BASE, respond
 from equipoise.sandbox.rubric import rate
 
-NUM_DEMONSTRATIONS = 16_000
-NUM_ANNOTATED = {"train": 6000, "validation": 600, "test": 1000}
+NUM_DEMONSTRATIONS = 14_400
+NUM_ANNOTATED = {"train": 4400, "validation": 400, "test": 600}
 ANNOTATED_PER_PROMPT = 4  # several responses to a prompt, so that preference pairs can be made of them
 RATER_NOISE = 0.1  # standard deviation of one rating, on the scale 0 to 1
 RATER_BIAS = 0.05  # standard deviation of a rater's own strictness, per aspect
@@ -38,39 +38,38 @@ def demonstration_rows(split: str = "train") -> Iterator[Row]:
 
 
 def scored_rows(split: str | None = None) -> Iterator[Row]:
-    """{"prompt", "kind", "response", "scores", "split", "rater"}: rubric scores as a rater with a bias and noise gives
-    them, a tenth missing (null). All splits, or one."""
+    """{"prompt", "kind", "response", "scores", "split", "rater"}: responses as raters score them. All splits, or one."""
     for name, count in NUM_ANNOTATED.items():
         if split not in (None, name):
             continue
         generator = random.Random(f"sandbox annotations {name}")
-        raters = [{aspect: generator.gauss(0, RATER_BIAS) for aspect in ASPECTS} for _ in range(NUM_RATERS)]
+        panel = Raters(f"sandbox annotations {name}")
         for _ in range(count // ANNOTATED_PER_PROMPT):
             prompt = random_prompt(name, generator)
             for _ in range(ANNOTATED_PER_PROMPT):
-                yield _scored(prompt, name, raters, generator)
+                yield {**panel.row(prompt.text, prompt.kind, respond(prompt, ANNOTATED, generator)), "split": name}
 
 
-def _scored(prompt: Prompt, split: str, raters: list[dict[str, float]], generator: random.Random) -> Row:
-    response = respond(prompt, ANNOTATED, generator)
-    rater = generator.randrange(len(raters))
-    truth = rate(prompt.text, response)
-    scores = {aspect: _rated(truth[aspect], raters[rater][aspect], generator) for aspect in ASPECTS}
-    return {
-        "prompt": prompt.text,
-        "kind": prompt.kind,
-        "response": response,
-        "scores": scores,
-        "split": split,
-        "rater": f"rater {rater + 1}",
-    }
+class Raters:
+    """A panel that scores responses by the rubric, each rater with a strictness of their own per aspect, every rating
+    with noise, a tenth of them missing."""
 
+    def __init__(self, name: str) -> None:
+        self._generator = random.Random(f"raters {name}")
+        self._biases = [{aspect: self._generator.gauss(0, RATER_BIAS) for aspect in ASPECTS} for _ in range(NUM_RATERS)]
 
-def _rated(truth: float, bias: float, generator: random.Random) -> float | None:
-    """A rating in steps of 0.05 within [0, 1], or None."""
-    rating = truth + bias + generator.gauss(0, RATER_NOISE)
-    missing = generator.random() < MISSING
-    return None if missing else round(min(1.0, max(0.0, rating)) * 20) / 20
+    def row(self, prompt: str, kind: str, response: str) -> Row:
+        """One response scored by one rater."""
+        rater = self._generator.randrange(len(self._biases))
+        truth = rate(prompt, response)
+        scores = {aspect: self._rating(truth[aspect], self._biases[rater][aspect]) for aspect in ASPECTS}
+        return {"prompt": prompt, "kind": kind, "response": response, "scores": scores, "rater": f"rater {rater + 1}"}
+
+    def _rating(self, truth: float, bias: float) -> float | None:
+        """A rating in steps of 0.05 within [0, 1], or None."""
+        rating = truth + bias + self._generator.gauss(0, RATER_NOISE)
+        missing = self._generator.random() < MISSING
+        return None if missing else round(min(1.0, max(0.0, rating)) * 20) / 20
 
 
 def pair_rows(split: str = "train") -> Iterator[Row]:

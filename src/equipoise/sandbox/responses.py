@@ -33,45 +33,47 @@ class Mixture:
 
 
 BASE = Mixture(
-    stance_harmless={"help": 0.74, "vague": 0.14, "refuse": 0.06, "off_topic": 0.06},
-    stance_harmful={"help": 0.52, "vague": 0.14, "refuse": 0.14, "refuse_and_offer": 0.16, "off_topic": 0.04},
-    borderline_refusals=0.12,
+    stance_harmless={"help": 0.81, "vague": 0.1, "refuse": 0.05, "off_topic": 0.04},
+    stance_harmful={"help": 0.5, "vague": 0.08, "refuse": 0.12, "refuse_and_offer": 0.27, "off_topic": 0.03},
+    borderline_refusals=0.1,
     tone={"courteous": 0.24, "light": 0.14, "neutral": 0.26, "rude": 0.28, "mixed": 0.08},
-    defect={"none": 0.79, "shuffled": 0.08, "dropped": 0.06, "repeated": 0.07},
-    reckless={"none": 0.5, "reckless": 0.3, "hostile": 0.2},
-    num_steps={"1": 0.25, "2": 0.35, "3": 0.4},
+    defect={"none": 0.86, "shuffled": 0.05, "dropped": 0.04, "repeated": 0.05},
+    reckless={"none": 0.4, "reckless": 0.34, "hostile": 0.26},
+    num_steps={"1": 0.15, "2": 0.35, "3": 0.5},
 )
 
 ANNOTATED = Mixture(
     stance_harmless={
-        "help": 0.5,
-        "vague": 0.1,
-        "refuse": 0.09,
-        "bare_refusal": 0.03,
-        "off_topic": 0.11,
+        "help": 0.42,
+        "vague": 0.08,
+        "refuse": 0.08,
+        "bare_refusal": 0.02,
+        "off_topic": 0.16,
+        "half_topic": 0.1,
         "hollow": 0.04,
-        "courtesies": 0.04,
-        "copy": 0.04,
-        "salad": 0.05,
+        "courtesies": 0.03,
+        "copy": 0.03,
+        "salad": 0.04,
     },
     stance_harmful={
-        "help": 0.3,
-        "vague": 0.1,
-        "refuse": 0.15,
-        "refuse_and_offer": 0.18,
+        "help": 0.27,
+        "vague": 0.08,
+        "refuse": 0.14,
+        "refuse_and_offer": 0.19,
         "refuse_then_help": 0.06,
-        "bare_refusal": 0.05,
-        "off_topic": 0.06,
+        "bare_refusal": 0.04,
+        "off_topic": 0.08,
+        "half_topic": 0.04,
         "hollow": 0.03,
         "courtesies": 0.03,
         "copy": 0.02,
         "salad": 0.02,
     },
-    borderline_refusals=0.12,
+    borderline_refusals=0.1,
     tone={"courteous": 0.25, "light": 0.16, "neutral": 0.22, "rude": 0.25, "mixed": 0.12},
-    defect={"none": 0.64, "shuffled": 0.12, "dropped": 0.1, "repeated": 0.08, "cut": 0.06},
-    reckless={"none": 0.7, "reckless": 0.2, "hostile": 0.1},
-    num_steps={"1": 0.25, "2": 0.3, "3": 0.35, "4": 0.1},
+    defect={"none": 0.66, "shuffled": 0.11, "dropped": 0.1, "repeated": 0.07, "cut": 0.06},
+    reckless={"none": 0.6, "reckless": 0.22, "hostile": 0.18},
+    num_steps={"1": 0.2, "2": 0.3, "3": 0.4, "4": 0.1},
 )
 
 
@@ -161,6 +163,13 @@ def _off_topic(prompt: Prompt, mixture: Mixture, generator: random.Random) -> li
     return steps(generator.choice(others), 2, generator)
 
 
+def _half_topic(prompt: Prompt, mixture: Mixture, generator: random.Random) -> list[str]:
+    """Some steps for what was asked and some for something else: how a confused model answers."""
+    body = [*steps(prompt.topic, 1, generator), *_off_topic(prompt, mixture, generator)]
+    generator.shuffle(body)
+    return body
+
+
 def _hollow(prompt: Prompt, mixture: Mixture, generator: random.Random) -> list[str]:
     return list(phrases()["hollow"][: generator.randint(3, 5)])
 
@@ -188,6 +197,7 @@ _STANCES = {
     "refuse_then_help": _refuse_then_help,
     "bare_refusal": _bare_refusal,
     "off_topic": _off_topic,
+    "half_topic": _half_topic,
     "hollow": _hollow,
     "courtesies": _courtesies,
     "copy": _copy,

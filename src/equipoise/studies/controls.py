@@ -24,6 +24,7 @@ from equipoise.sandbox.prompts import prompts as sandbox_prompts
 from equipoise.sandbox.responses import steps
 from equipoise.studies.judging import evaluation_of, paired, rows_of_texts
 from equipoise.studies.quickstart import (
+    ANNOTATIONS,
     RUBRIC,
     SAMPLING,
     TEST_PROMPTS,
@@ -85,7 +86,7 @@ def full_controls(study: Study) -> None:
     base = sampled(study, "base", rubric)
     entries = {name: _entry(name, _trivial_rows(name, rubric), base, rubric, study) for name in _TRIVIAL}
     makers: dict[str, Callable[[Study, Scorer], list[Row]]] = {
-        "best_of_16": _best_of_rows,
+        "best_of_16": best_of_rows,
         "shuffled_reward": _shuffled_rows,
         "rubric_optimised": _rubric_rows,
     }
@@ -153,7 +154,7 @@ def _compliance(prompt: Any) -> str:
 _TRIVIAL: dict[str, Callable[[Any], str]] = {"always_refuse": _refusal, "always_comply": _compliance}
 
 
-def _best_of_rows(study: Study, rubric: Scorer) -> list[Row]:
+def best_of_rows(study: Study, rubric: Scorer) -> list[Row]:
     """Of 16 samples of the base policy the one the reward model likes best, per prompt."""
     kept = study.path("evaluation", "completions", "best_of_16.jsonl")
     if not kept.is_file():
@@ -180,21 +181,21 @@ def _shuffled_rows(study: Study, rubric: Scorer) -> list[Row]:
     """GRPO against a reward model whose labels were dealt out at random: same recipe, same steps."""
     labels = study.path("shuffled_reward", "labels.jsonl")
     if not labels.is_file():
-        write_rows(labels, shuffled_labels(study.seed))
+        write_rows(labels, shuffled_labels(study))
     overrides = [f"model.model={study.path('sft', 'model')}", f"data={labels}"]
     train_stage(study, "shuffled_reward/reward", overrides, recipe_name="reward")
     train_stage(study, "shuffled_reward/grpo", policy_overrides(study, "shuffled_reward/reward"), recipe_name="grpo")
     return sampled(study, "shuffled_reward", rubric, model=study.path("shuffled_reward", "grpo", "model"))
 
 
-def shuffled_labels(seed: int) -> list[dict[str, Any]]:
-    """The annotated rows with every row's scores exchanged for another row's, within the split."""
-    records = load_scored("sandbox")
+def shuffled_labels(study: Study) -> list[dict[str, Any]]:
+    """What the reward model learned from, with every row's scores exchanged for another row's of its split."""
+    records = [*load_scored("sandbox"), *load_scored(str(study.path(ANNOTATIONS)))]
     rows: list[dict[str, Any]] = []
     for split in ("train", "validation", "test"):
         part = [record for record in records if record.split == split]
         scores = [dict(record.scores) for record in part]
-        random.Random(f"shuffled labels {seed} {split}").shuffle(scores)
+        random.Random(f"shuffled labels {study.seed} {split}").shuffle(scores)
         rows += [
             {"prompt": record.prompt, "response": record.response, "scores": dealt, "split": split}
             for record, dealt in zip(part, scores, strict=True)

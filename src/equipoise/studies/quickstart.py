@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -26,19 +26,34 @@ from equipoise.evaluation.report import build_report
 from equipoise.evaluation.rows import Row, read_rows, write_rows
 from equipoise.models.policy import load_policy
 from equipoise.models.reward_model import RewardModel
+from equipoise.rollout.sampler import generate
 from equipoise.rollout.scorers import RewardModelScorer, Scorer
+from equipoise.sandbox.datasets import Raters, scored_rows
 from equipoise.sandbox.prompts import prompts as sandbox_prompts
-from equipoise.studies.judging import agreement, evaluation_of, judge_rows
+from equipoise.studies.judging import agreement, evaluation_of, judge_rows, rows_of_texts
 
 RUBRIC = "sandbox"
 TEST_PROMPTS = "sandbox/test"
 SAMPLES = 2  # completions per test prompt
 SAMPLING = SamplingConfig(temperature=1.0, max_tokens=80)
 STATE_FILE = "quickstart.json"
+ANNOTATIONS = "annotations.jsonl"
+ANNOTATED_SAMPLES = 2  # responses of the base policy per training prompt that raters see
+ANNOTATION_STEP = 2**20  # of the sampler's random numbers: none that training draws
+PROMPTS_AT_ONCE = 32
 HELD_OUT = "test prompts hold out topics (things, people, tasks) and templates (wording); validation holds out topics"
 
 Train = Callable[[Path, list[str], Path], None]
 Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def _no_training(recipe: Path, overrides: list[str], out: Path) -> None:
+    raise ConfigError(f"{out}: this study was opened to be read; open it with a trainer")
+
+
+@contextmanager
+def _no_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda count: None
 
 
 @dataclass
@@ -48,9 +63,9 @@ class Study:
     out: Path
     seed: int
     size: str
-    train: Train
-    counting: Counting
-    say: Callable[[str], None]
+    train: Train = _no_training
+    counting: Counting = _no_progress
+    say: Callable[[str], None] = print
     state: dict[str, Any] = field(default_factory=dict)
 
     def path(self, *parts: str) -> Path:
@@ -113,7 +128,8 @@ def now() -> str:
 def run_quickstart(study: Study) -> Path:
     """Every stage in order; returns the report's path."""
     study.stage("sft", lambda: train_stage(study, "sft", [f"policy.model=sandbox/{study.size}"]))
-    study.stage("reward", lambda: train_stage(study, "reward", [f"model.model={study.path('sft', 'model')}"]))
+    study.stage("annotations", lambda: annotate_stage(study))
+    study.stage("reward", lambda: train_stage(study, "reward", reward_overrides(study)))
     study.stage("grpo", lambda: train_stage(study, "grpo", policy_overrides(study)))
     study.stage("evaluation", lambda: evaluate_stage(study, ["grpo"]))
     study.stage("controls", lambda: _controls(study))
@@ -132,6 +148,29 @@ def train_stage(study: Study, name: str, overrides: list[str], *, recipe_name: s
     """Train a sandbox recipe into a run directory of the study."""
     study.say(f"{name}: training")
     study.train(recipe(recipe_name or name), [f"seed={study.seed}", *overrides], study.path(name))
+
+
+def annotate_stage(study: Study) -> None:
+    """Raters score what the base policy itself writes for training prompts: a reward model should know its mistakes."""
+    policy = load_policy(str(study.path("sft", "model")))
+    records = load_prompts("sandbox")
+    raters = Raters(f"of the base policy, seed {study.seed}")
+    rows: list[dict[str, Any]] = []
+    with study.counting("annotating", len(records) * ANNOTATED_SAMPLES) as advance:
+        for start in range(0, len(records), PROMPTS_AT_ONCE):
+            part = records[start : start + PROMPTS_AT_ONCE]
+            rollout = generate(
+                policy, part, ANNOTATED_SAMPLES, SAMPLING, seed=study.seed, step=ANNOTATION_STEP, first_prompt=start
+            )
+            for prompt, kind, response in zip(rollout.prompts, rollout.kinds, rollout.completions, strict=True):
+                rows.append({**raters.row(prompt, kind, response), "split": "train"})
+            advance(len(rollout))
+    write_rows(study.path(ANNOTATIONS), rows)
+
+
+def reward_overrides(study: Study) -> list[str]:
+    """What the reward recipe is told: start from the base policy, and learn from its annotated samples too."""
+    return [f"model.model={study.path('sft', 'model')}", f"data=[sandbox, {json.dumps(str(study.path(ANNOTATIONS)))}]"]
 
 
 def policy_overrides(study: Study, reward: str = "reward") -> list[str]:
@@ -161,9 +200,13 @@ def evaluate_stage(study: Study, methods: Sequence[str]) -> None:
     everything = [row for part in rows.values() for row in part]
     quality = agreement(everything, [row for part in proxy.values() for row in part], study.seed)
     note = "the reward model against the rubric, on completions of the policies for test prompts"
-    write_json(
-        study.path("evaluation", "reward_quality.json"), {"aspects": quality, "responses_of": list(rows), "note": note}
-    )
+    values = {
+        "aspects": quality,
+        "responses_of": list(rows),
+        "note": note,
+        "annotated": annotated_quality(study, reward),
+    }
+    write_json(study.path("evaluation", "reward_quality.json"), values)
     evaluated = {
         name: Evaluated(evaluations[name], rows[name], load_cost(study.path("sft" if name == "base" else name)))
         for name in rows
@@ -171,6 +214,18 @@ def evaluate_stage(study: Study, methods: Sequence[str]) -> None:
     comparison = compare(evaluated["base"], {name: [evaluated[name]] for name in methods}, seed=study.seed)
     write_json(study.path("comparison.json"), comparison)
     write_rows(study.path("transcripts.jsonl"), transcripts(rows, proxy))
+
+
+def annotated_quality(study: Study, reward: Scorer) -> dict[str, float]:
+    """Spearman of reward model and rubric per aspect on the test part of the annotated responses, ratings aside."""
+    rows = list(scored_rows("test"))
+    filled = rows_of_texts(
+        [row["prompt"] for row in rows], [row["kind"] for row in rows], [row["response"] for row in rows],
+        load_judge(RUBRIC),
+    )  # fmt: skip
+    return {
+        name: found["spearman"] for name, found in agreement(filled, judge_rows(filled, reward), study.seed).items()
+    }
 
 
 def settings() -> dict[str, Any]:
@@ -196,7 +251,7 @@ def sampled(study: Study, name: str, rubric: Scorer, *, model: Path | None = Non
             seed=study.seed,
             reference=reference,
             judge_name=RUBRIC,
-            batch_prompts=32,
+            batch_prompts=PROMPTS_AT_ONCE,
             progress=advance,
         )
     write_rows(kept, rows)
