@@ -38,14 +38,15 @@ CHATML = (
 
 
 def qwen_tokenizer() -> Any:
-    """Qwen2's own class with merges learnt here: the one class that `AutoTokenizer` gives back beside a Qwen2 config."""
+    """Qwen2's own class with merges learnt here: the only one `AutoTokenizer` gives back beside a Qwen2 config."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(TEXTS, trainer)
     learnt = json.loads(backend.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(vocab=learnt["vocab"], merges=[tuple(merge) for merge in learnt["merges"]])
+    merges: Any = [tuple(merge) for merge in learnt["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=learnt["vocab"], merges=merges)
     tokenizer.add_special_tokens(
         {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": ["<|im_start|>"]}
     )
@@ -180,8 +181,9 @@ def test_the_count_of_parameters_is_that_of_the_real_class() -> None:
     )
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config)
-    assert sum(p.numel() for p in model.parameters()) == parameters("0.5b")
-    assert model.model.layers[0].self_attn.k_proj.out_features == narrow
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    assert sum(shape.numel() for shape in shapes.values()) == parameters("0.5b")
+    assert shapes["model.layers.0.self_attn.k_proj.weight"] == (narrow, hidden)
 
 
 @pytest.mark.parametrize("name", RECIPES)
