@@ -136,7 +136,7 @@ def seed_result(directory: Path, found: dict[str, PromptTable]) -> dict[str, Any
         "reward_spearman_on_completions": {name: values["spearman"] for name, values in quality["aspects"].items()},
         "reward_spearman_on_responses": quality.get("annotated"),
         "reward_spearman_with_raters": {name: values["test"]["spearman"] for name, values in report["aspects"].items()},
-        "stages_s": {name: values["seconds"] for name, values in state["stages"].items()},
+        "stages_s": state["stages"],
         "wall_s": json.loads((directory / "benchmark.json").read_text(encoding="utf-8"))["wall_s"],
         "peak_rss_mb": max(values["peak_rss_mb"] for values in cost.values()),
     }

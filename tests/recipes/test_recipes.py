@@ -22,7 +22,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipe_is_valid(path: Path) -> None:
-    assert load_recipe(path).algorithm in {"sft", "reward", "grpo", "dpo"}
+    assert load_recipe(path).algorithm in {"sft", "reward", "grpo", "ppo", "dpo"}
 
 
 def run_two_steps(values: dict[str, Any], out: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def _say(message: str) -> None:
 def _summarise(study: Study, report: Path) -> None:
     show(comparison_table(json.loads(study.path("comparison.json").read_text(encoding="utf-8"))))
     stages = study.state["stages"]
-    times = ", ".join(f"{name} {values['seconds']:.0f} s" for name, values in stages.items())
-    total = sum(values["seconds"] for values in stages.values())
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items())
+    total = sum(stages.values())
     print(f"judged by the rubric on unseen topics and wording; {total:.0f} s in all ({times})")
     print(f"report: {report}")

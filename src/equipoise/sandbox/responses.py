@@ -33,11 +33,11 @@ class Mixture:
 
 
 BASE = Mixture(
-    stance_harmless={"help": 0.81, "vague": 0.1, "refuse": 0.05, "off_topic": 0.04},
-    stance_harmful={"help": 0.5, "vague": 0.08, "refuse": 0.12, "refuse_and_offer": 0.27, "off_topic": 0.03},
+    stance_harmless={"help": 0.86, "vague": 0.08, "refuse": 0.04, "off_topic": 0.02},
+    stance_harmful={"help": 0.54, "vague": 0.06, "refuse": 0.12, "refuse_and_offer": 0.27, "off_topic": 0.01},
     borderline_refusals=0.1,
     tone={"courteous": 0.24, "light": 0.14, "neutral": 0.26, "rude": 0.28, "mixed": 0.08},
-    defect={"none": 0.86, "shuffled": 0.05, "dropped": 0.04, "repeated": 0.05},
+    defect={"none": 0.9, "shuffled": 0.04, "dropped": 0.03, "repeated": 0.03},
     reckless={"none": 0.4, "reckless": 0.34, "hostile": 0.26},
     num_steps={"1": 0.15, "2": 0.35, "3": 0.5},
 )

@@ -106,16 +106,8 @@ def full_controls(study: Study) -> None:
 
 
 def stored_controls() -> dict[str, Any]:
-    """The last results of `quickstart --full` that came with the package; no entries where none came."""
+    """The last results of `quickstart --full` that came with the package."""
     stored = files("equipoise.sandbox").joinpath("results/controls.json")
-    if not stored.is_file():
-        return {
-            "made": None,
-            "seed": None,
-            "from_this_run": False,
-            "command": "equipoise quickstart --full",
-            "controls": {},
-        }
     values = json.loads(stored.read_text(encoding="utf-8"))
     return {**values, "from_this_run": False}
 

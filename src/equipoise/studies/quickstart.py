@@ -74,16 +74,15 @@ class Study:
 
     def stage(self, name: str, work: Callable[[], None]) -> None:
         """Do a stage unless it is done, and note the seconds it took, of all attempts together."""
-        seconds = self.state["stages"].get(name, {"seconds": 0.0, "done": False})
-        if seconds["done"]:
+        if name in self.state["done"]:
             return
         started = time.perf_counter()
         try:
             work()
-            seconds["done"] = True
+            self.state["done"].append(name)
         finally:
-            seconds["seconds"] += time.perf_counter() - started
-            self.state["stages"][name] = seconds
+            before = self.state["stages"].get(name, 0.0)
+            self.state["stages"][name] = before + time.perf_counter() - started
             self.save()
 
     def save(self) -> None:
@@ -115,7 +114,7 @@ def open_study(
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: exists and is not a quickstart; give another directory")
     else:
-        study.state = {"seed": seed, "size": size, "started": now(), "stages": {}}
+        study.state = {"seed": seed, "size": size, "started": now(), "stages": {}, "done": []}
         study.save()
     return study
 

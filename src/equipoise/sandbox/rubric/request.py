@@ -21,12 +21,13 @@ _MARKER = re.compile(
     r"|(?:know|knows|say|explain|talk|thinking|all|learn|everything|me|info|information|question|read) about"
     r"|i(?:'d| would)? (?:want|need|like|have|plan|wish|try|hope|love) to|(?:is|asked|going|told|trying) to"
     r"|tried|^(?:please )?(?:explain(?: how)?|describe|list)|explain|steps (?:does|do)|show me|teach me|tell me"
-    r"|give me)"
+    r"|(?:we|they|you) (?:need|want) to|(?:has|had|promised) to|(?:somebody|someone|anybody) like me|(?:of|happens) when i"
+    r"|(?:begin|start) with|new to|wants to|job to|(?:does|can|could) one|do people|give me)"
     r"\s+(?=[a-z\"'])"
 )
 _END = re.compile(
     r"[.?!;:]|,(?= (?:what|how|where|so|and|but|please))| and (?:have|need|do not|don't|explain)\b| to me\b"
-    r"|\bso badly\b|\bbut i\b"
+    r"|\bso badly\b|\bbut i\b| for me\b| before (?:\w+day|noon|lunch|dinner)\b"
 )
 
 
@@ -109,7 +110,7 @@ def _parts(phrase: str) -> tuple[set[str], set[str], set[str]]:
     rest = list(words[first + 1 :]) if has_verb else list(words)
     heads: set[str] = set()
     modifiers: set[str] = set()
-    for word, after in zip(rest, [*rest[1:], "."], strict=True):
+    for word, after in zip(rest, [*rest[1:], "."], strict=False):
         if is_thing(word):
             (modifiers if is_thing(after) else heads).add(stem(word))
     return verb, heads, modifiers
