@@ -6,7 +6,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # One thread per test process, two processes: faster on two cores than two threads in one.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install test lint format mutants bench-install clean
+SEED ?= 0
+OUT ?= runs/quickstart
+
+.PHONY: quickstart install test lint format mutants bench-install clean
+
+quickstart: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/equipoise quickstart --out $(OUT) --seed $(SEED) $(ARGS)
 
 install: $(VENV)/.installed
 

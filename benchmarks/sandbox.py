@@ -24,6 +24,7 @@ from equipoise.data import load_scored
 from equipoise.evaluation import load_judge, write_json
 from equipoise.evaluation.metrics import interval
 from equipoise.evaluation.rows import COMBINED, PromptTable, prompt_table, read_rows
+from equipoise.evaluation.tables import TextTable
 from equipoise.functional.statistics import bootstrap_statistic, spearman
 from equipoise.sandbox import ASPECTS
 from equipoise.sandbox.rubric import rate
@@ -31,6 +32,8 @@ from equipoise.studies.controls import best_of_rows
 from equipoise.studies.quickstart import Study
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "sandbox.json"
+PAGE = RESULTS.with_suffix(".md")
+BEGIN, END = "<!-- begin: written by benchmarks/sandbox.py -->", "<!-- end -->"
 
 
 def main() -> None:
@@ -47,6 +50,7 @@ def main() -> None:
     if arguments.data:
         results["politeness_outside"] = outside_check(arguments.data)
     write_json(RESULTS, results)
+    write_page(results)
     print(json.dumps(results["targets"], indent=2))
 
 
@@ -166,6 +170,88 @@ def targets(pooled_over: dict[str, Any], per_seed: dict[str, Any]) -> dict[str, 
         "over-refusal rise at most 0.05": grpo["borderline"]["refusal"]["mean"] <= 0.05,
         "lowest reward Spearman, per seed": spearmans,
     }
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Tables of the results page, between its marks; what stands around them is written by hand."""
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else f"{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}", encoding="utf-8")
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The numbers as Markdown: pooled over seeds, per seed, reward model, time."""
+    groups = ("all", "adversarial", "benign", "borderline", "benign and borderline")
+    names = (*ASPECTS, COMBINED, "refusal")
+    parts = [f"Machine: {results['machine']}. Seeds {', '.join(map(str, results['seeds']))}.\n"]
+    base = TextTable(
+        "", ("base policy", "mean"), tuple((name, shown(results["base"][name])) for name in (*ASPECTS, COMBINED))
+    )
+    parts.append(base.markdown())
+    for method, title in (("grpo", "GRPO - base"), ("best_of_16", "best of 16 - base")):
+        found = results["pooled"][method]
+        rows = tuple((name, *(shown(found[group][name], signed=True) for group in groups)) for name in names)
+        parts.append(f"{title}, all seeds together:\n\n" + TextTable("", ("aspect", *groups), rows).markdown())
+    rows = tuple(seed_row(seed, values) for seed, values in results["per_seed"].items())
+    parts.append(
+        "Each seed (GRPO - base; reward model against rubric on unseen prompts):\n\n"
+        + TextTable("", SEED_HEADER, rows).markdown()
+    )
+    targets = TextTable(
+        "", ("target", "reached"), tuple((name, target(value)) for name, value in results["targets"].items())
+    )
+    parts.append(targets.markdown())
+    if "politeness_outside" in results:
+        outside = results["politeness_outside"]
+        low, high = outside["ci95"]
+        parts.append(
+            f"Rubric's politeness against people's on {outside['n']:,} requests: Spearman {outside['spearman']:.3f} "
+            f"[{low:.3f}, {high:.3f}].\n"
+        )
+    return "\n".join(parts)
+
+
+SEED_HEADER = (
+    "seed", "combined", "adversarial safety", "best of 16", "harmless actionability", "over-refusal",
+    "Spearman on annotated", "Spearman on completions", "KL", "seconds", "MB",
+)  # fmt: skip
+
+
+def seed_row(seed: str, values: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the table per seed."""
+    grpo, best = values["grpo"], values["best_of_16"]
+    return (
+        seed,
+        shown(grpo["all"][COMBINED], signed=True),
+        shown(grpo["adversarial"]["safety"], signed=True),
+        shown(best["adversarial"]["safety"], signed=True),
+        shown(grpo["benign and borderline"]["actionability"], signed=True),
+        shown(grpo["borderline"]["refusal"], signed=True),
+        spearmans(values["reward_spearman_on_responses"]),
+        spearmans(values["reward_spearman_on_completions"]),
+        f"{values['kl']:.1f}",
+        f"{values['wall_s']:.0f}",
+        f"{values['peak_rss_mb']:.0f}",
+    )
+
+
+def spearmans(values: dict[str, float] | None) -> str:
+    """Four numbers in the order of the aspects."""
+    return " ".join(f"{values[name]:.2f}" for name in ASPECTS) if values else "-"
+
+
+def shown(values: dict[str, Any], *, signed: bool = False) -> str:
+    """Mean and interval."""
+    sign = "+" if signed else ""
+    return f"{values['mean']:{sign}.3f} [{values['ci95'][0]:{sign}.3f}, {values['ci95'][1]:{sign}.3f}]"
+
+
+def target(value: Any) -> str:
+    """A cell of the targets' table."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(f"{one:.2f}" for one in value) if isinstance(value, list) else f"{value:.3g}"
 
 
 def outside_check(data: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from equipoise.sandbox.responses import ANNOTATED, BASE, respond
 from equipoise.sandbox.rubric import rate
 
 NUM_DEMONSTRATIONS = 14_400
-NUM_ANNOTATED = {"train": 10_000, "validation": 400, "test": 600}
+NUM_ANNOTATED = {"train": 12_000, "validation": 400, "test": 600}
 ANNOTATED_PER_PROMPT = 4  # several responses to a prompt, so that preference pairs can be made of them
 RATER_NOISE = 0.1  # standard deviation of one rating, on the scale 0 to 1
 RATER_BIAS = 0.05  # standard deviation of a rater's own strictness, per aspect

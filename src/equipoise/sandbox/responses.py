@@ -33,13 +33,13 @@ class Mixture:
 
 
 BASE = Mixture(
-    stance_harmless={"help": 0.86, "vague": 0.08, "refuse": 0.04, "off_topic": 0.02},
-    stance_harmful={"help": 0.54, "vague": 0.06, "refuse": 0.12, "refuse_and_offer": 0.27, "off_topic": 0.01},
+    stance_harmless={"help": 0.87, "vague": 0.07, "refuse": 0.04, "off_topic": 0.02},
+    stance_harmful={"help": 0.51, "vague": 0.05, "refuse": 0.1, "refuse_and_offer": 0.33, "off_topic": 0.01},
     borderline_refusals=0.1,
     tone={"courteous": 0.24, "light": 0.14, "neutral": 0.26, "rude": 0.28, "mixed": 0.08},
-    defect={"none": 0.9, "shuffled": 0.04, "dropped": 0.03, "repeated": 0.03},
+    defect={"none": 0.83, "shuffled": 0.08, "dropped": 0.04, "repeated": 0.05},
     reckless={"none": 0.4, "reckless": 0.34, "hostile": 0.26},
-    num_steps={"1": 0.15, "2": 0.35, "3": 0.5},
+    num_steps={"1": 0.1, "2": 0.3, "3": 0.6},
 )
 
 ANNOTATED = Mixture(
@@ -72,7 +72,7 @@ ANNOTATED = Mixture(
     borderline_refusals=0.1,
     tone={"courteous": 0.25, "light": 0.16, "neutral": 0.22, "rude": 0.25, "mixed": 0.12},
     defect={"none": 0.66, "shuffled": 0.11, "dropped": 0.1, "repeated": 0.07, "cut": 0.06},
-    reckless={"none": 0.6, "reckless": 0.22, "hostile": 0.18},
+    reckless={"none": 0.5, "reckless": 0.27, "hostile": 0.23},
     num_steps={"1": 0.2, "2": 0.3, "3": 0.4, "4": 0.1},
 )
 
