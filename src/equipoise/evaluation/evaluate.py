@@ -156,7 +156,8 @@ def make_evaluation_callback(
     touches the global random state. Names: `evaluation/<aspect>/mean` (native), `evaluation/combined`,
     `evaluation/refusal_rate/<kind>`, `evaluation/completion_length/mean`, `evaluation/truncated_fraction`. Means are
     over prompts, of each prompt's completions; an aspect that was never scored is left out. `config.judge` scores
-    the same completions a second time, as `evaluation/judge/<aspect>/mean` and `evaluation/judge/combined` (weights 1/K).
+    the same completions a second time, as `evaluation/judge/<aspect>/mean` and `evaluation/judge/combined`: weighted as
+    in training where both score the same aspects, else 1/K each.
 
     Raises at once, before training starts: DataError for no prompts or one that cannot be encoded, ConfigError for
     wrong weights or where max_tokens leaves no room for a prompt.
@@ -167,7 +168,7 @@ def make_evaluation_callback(
     aspects = all_aspects(scorers)
     resolved = resolve_weights(weights, aspects)
     judge = load_judge(config.judge) if config.judge is not None else None
-    judged = resolve_weights(None, judge.aspects) if judge is not None else {}
+    judged = _weights_of_judge(judge, resolved) if judge is not None else {}
     encode_prompts(policy, records, sampling, max_prompt_tokens)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -194,6 +195,12 @@ def make_evaluation_callback(
         return metrics | _score_means(rows_by_judge, [aspect.name for aspect in judge.aspects], "evaluation/judge")
 
     return evaluate
+
+
+def _weights_of_judge(judge: Scorer, weights: Mapping[str, float]) -> dict[str, float]:
+    """The training's weights where the judge scores the same aspects, so that the two curves can be compared."""
+    same = {aspect.name for aspect in judge.aspects} == set(weights)
+    return resolve_weights(weights if same else None, judge.aspects)
 
 
 def _score_means(rows: Sequence[Row], aspect_names: Sequence[str], prefix: str) -> dict[str, float]:
