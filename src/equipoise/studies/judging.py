@@ -52,7 +52,7 @@ def evaluation_of(
 
 def agreement(rubric_rows: Sequence[Row], reward_rows: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:
     """Per aspect: Spearman of reward model and rubric over completions, with a bootstrap interval over prompts;
-    Pearson, both means, n."""
+    Pearson, both means, n. A correlation with a constant is undefined: None."""
     groups: dict[Any, list[int]] = {}
     for position, row in enumerate(rubric_rows):
         groups.setdefault(row["prompt"], []).append(position)
@@ -63,9 +63,9 @@ def agreement(rubric_rows: Sequence[Row], reward_rows: Sequence[Row], seed: int)
         reward_N = torch.tensor([row["scores"][aspect] for row in reward_rows], dtype=torch.float64)
         low, high = _spearman_interval(reward_N, truth_N, members, seed)
         result[aspect] = {
-            "spearman": float(spearman(reward_N, truth_N)),
+            "spearman": _number(spearman(reward_N, truth_N)),
             "spearman_ci95": [low, high],
-            "pearson": float(pearson(reward_N, truth_N)),
+            "pearson": _number(pearson(reward_N, truth_N)),
             "n": len(truth_N),
             "mean_reward": float(reward_N.mean()),
             "mean_rubric": float(truth_N.mean()),
@@ -73,7 +73,13 @@ def agreement(rubric_rows: Sequence[Row], reward_rows: Sequence[Row], seed: int)
     return result
 
 
-def _spearman_interval(first_N: Tensor, second_N: Tensor, members: list[Tensor], seed: int) -> tuple[float, float]:
+def _number(value: Tensor) -> float | None:
+    return None if bool(value.isnan()) else float(value)
+
+
+def _spearman_interval(
+    first_N: Tensor, second_N: Tensor, members: list[Tensor], seed: int
+) -> tuple[float | None, float | None]:
     """Percentile bootstrap that resamples prompts with all their completions, 500 times: rank statistics are slow."""
     generator = torch.Generator().manual_seed(seed)
     values: list[float] = []
@@ -82,6 +88,8 @@ def _spearman_interval(first_N: Tensor, second_N: Tensor, members: list[Tensor],
         rows = torch.cat([members[index] for index in drawn])
         values.append(float(spearman(first_N[rows], second_N[rows])))
     finite = torch.tensor([value for value in values if value == value], dtype=torch.float64)
+    if not len(finite):
+        return None, None
     low, high = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 

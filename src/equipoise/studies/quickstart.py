@@ -29,6 +29,7 @@ from equipoise.models.reward_model import RewardModel
 from equipoise.rollout.sampler import generate
 from equipoise.rollout.scorers import RewardModelScorer, Scorer
 from equipoise.sandbox.datasets import Raters, scored_rows
+from equipoise.sandbox.models import SIZES
 from equipoise.sandbox.prompts import prompts as sandbox_prompts
 from equipoise.studies.judging import agreement, evaluation_of, judge_rows, rows_of_texts
 
@@ -42,6 +43,15 @@ ANNOTATED_SAMPLES = 2  # responses of the base policy per training prompt that r
 ANNOTATION_STEP = 2**20  # of the sampler's random numbers: none that training draws
 PROMPTS_AT_ONCE = 32
 HELD_OUT = "test prompts hold out topics (things, people, tasks) and templates (wording); validation holds out topics"
+
+STAGES = {
+    "sft": "a small language model learns to answer, from random weights",
+    "annotations": "raters score what it writes",
+    "reward": "the reward model learns from their scores",
+    "grpo": "the policy is aligned to the reward model",
+    "evaluation": "the rubric judges both on unseen prompts",
+    "controls": "what always refusing and always complying would score",
+}
 
 Train = Callable[[Path, list[str], Path], None]
 Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -74,8 +84,11 @@ class Study:
 
     def stage(self, name: str, work: Callable[[], None]) -> None:
         """Do a stage unless it is done, and note the seconds it took, of all attempts together."""
+        place = f"{list(STAGES).index(name) + 1}/{len(STAGES)} " if name in STAGES else ""
         if name in self.state["done"]:
+            self.say(f"{place}{name}: done before, in {self.state['stages'][name]:.0f} s")
             return
+        self.say(f"{place}{name}: {STAGES.get(name, 'the controls that take long')}")
         started = time.perf_counter()
         try:
             work()
@@ -101,10 +114,12 @@ def open_study(
     """A new study, or one to go on with.
 
     Raises ConfigError where `out` holds something else, or another seed or size."""
+    if size not in SIZES:
+        raise ConfigError(f"--size {size}: no such model; use {', '.join(SIZES)}")
     study = Study(out, seed, size, train, counting, say)
     path = study.path(STATE_FILE)
     if path.is_file():
-        study.state = json.loads(path.read_text(encoding="utf-8"))
+        study.state = _recorded(path)
         for key, value in (("seed", seed), ("size", size)):
             if study.state.get(key) != value:
                 raise ConfigError(
@@ -117,6 +132,16 @@ def open_study(
         study.state = {"seed": seed, "size": size, "started": now(), "stages": {}, "done": []}
         study.save()
     return study
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); remove the directory, or give another --out") from error
+    if not isinstance(values, dict) or not {"seed", "size", "stages", "done"} <= set(values):
+        raise ConfigError(f"{path}: not the state of a quickstart; remove the directory, or give another --out")
+    return values
 
 
 def now() -> str:
@@ -145,7 +170,6 @@ def _controls(study: Study) -> None:
 
 def train_stage(study: Study, name: str, overrides: list[str], *, recipe_name: str | None = None) -> None:
     """Train a sandbox recipe into a run directory of the study."""
-    study.say(f"{name}: training")
     study.train(recipe(recipe_name or name), [f"seed={study.seed}", *overrides], study.path(name))
 
 
@@ -215,7 +239,7 @@ def evaluate_stage(study: Study, methods: Sequence[str]) -> None:
     write_rows(study.path("transcripts.jsonl"), transcripts(rows, proxy))
 
 
-def annotated_quality(study: Study, reward: Scorer) -> dict[str, float]:
+def annotated_quality(study: Study, reward: Scorer) -> dict[str, float | None]:
     """Spearman of reward model and rubric per aspect on the test part of the annotated responses, ratings aside."""
     rows = list(scored_rows("test"))
     filled = rows_of_texts(

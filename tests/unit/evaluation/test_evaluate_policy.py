@@ -20,6 +20,7 @@ from equipoise.evaluation.evaluate import (
     make_evaluation_callback,
     save_evaluation,
 )
+from equipoise.evaluation.judges import load_judge
 from equipoise.models.aspects import Aspect
 from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout.sampler import generate
@@ -213,3 +214,33 @@ def test_the_stream_of_an_evaluation_is_its_own() -> None:
     assert len(set(seeds)) == 100
     assert not set(seeds) & set(range(1000))
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def _judged_by_rubric() -> InLoopEvaluationConfig:
+    return InLoopEvaluationConfig.model_validate(
+        {"every": 1, "prompts": "unused.jsonl", "sampling": SAMPLING.model_dump(), "judge": "sandbox"}
+    )
+
+
+def test_a_second_judge_scores_the_same_completions(policy: Policy, prompts: list[PromptRecord]) -> None:
+    """Weighted as in training where it scores the same aspects: with all weight on safety, combined is safety."""
+    rubric = load_judge("sandbox")
+    weights = {"politeness": 0.0, "meaningfulness": 0.0, "actionability": 0.0, "safety": 1.0}
+    config = _judged_by_rubric()
+    metrics = make_evaluation_callback(policy, prompts, [rubric], weights, config, 0)(1)
+    assert metrics["evaluation/judge/combined"] == metrics["evaluation/judge/safety/mean"]
+    assert {name for name in metrics if name.startswith("evaluation/judge/")} == {
+        "evaluation/judge/combined",
+        *(f"evaluation/judge/{aspect}/mean" for aspect in weights),
+    }
+    for aspect in weights:
+        assert metrics[f"evaluation/judge/{aspect}/mean"] == metrics[f"evaluation/{aspect}/mean"]
+
+
+def test_a_judge_of_other_aspects_weighs_them_alike(
+    policy: Policy, prompts: list[PromptRecord], scorers: list[Any]
+) -> None:
+    config = _judged_by_rubric()
+    metrics = make_evaluation_callback(policy, prompts, scorers, None, config, 0)(1)
+    means = [value for name, value in metrics.items() if name.startswith("evaluation/judge/") and name.endswith("/mean")]
+    assert metrics["evaluation/judge/combined"] == pytest.approx(sum(means) / 4)
