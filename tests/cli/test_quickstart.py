@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from equipoise.cli.progress import counting
 from equipoise.cli.train import train_recipe
 from equipoise.errors import ConfigError
 from equipoise.evaluation import load_judge
+from equipoise.models.aspects import Aspect
+from equipoise.rollout.texts import rollout_of_texts
 from equipoise.sandbox import ASPECTS, datasets, models, prompts
 from equipoise.studies import controls, quickstart
 from equipoise.studies.controls import full_controls, stored_controls
@@ -94,12 +98,35 @@ def test_full_controls_are_of_this_run(tiny_world, tmp_path):
     values = json.loads((tmp_path / "quickstart" / "controls.json").read_text())
     assert values["from_this_run"] is True
     assert list(values["controls"]) == list(controls.ABOUT)
+    assert all(control["from_this_run"] for control in values["controls"].values())
     labels = [json.loads(line) for line in study.path("shuffled_reward", "labels.jsonl").read_text().splitlines()]
     annotated = [json.loads(line) for line in study.path("annotations.jsonl").read_text().splitlines()]
-    assert len(labels) == 32 + len(annotated)
+    rated = [*datasets.scored_rows(), *annotated]
+    for split in ("train", "validation", "test"):  # the same labels, dealt to other responses of the split
+        before = [row["scores"] for row in rated if row["split"] == split]
+        after = [row["scores"] for row in labels if row["split"] == split]
+        assert sorted(map(str, before)) == sorted(map(str, after))
+        assert before != after
     kept = study.path("evaluation", "completions", "best_of_16.jsonl").read_bytes()
     controls.best_of_rows(study, load_judge("sandbox"))
     assert study.path("evaluation", "completions", "best_of_16.jsonl").read_bytes() == kept
+
+
+def test_best_of_takes_the_highest_weighted_utility_and_never_an_unscored_one():
+    """Weights (1, 0): the first column decides; the second group's best-looking completion was not scored."""
+    texts = ["low", "high", "unscored", "scored"]
+    rollout = rollout_of_texts(["p", "p", "q", "q"], texts, ["benign"] * 4, group_ids=[0, 0, 1, 1])
+    scores_BK = torch.tensor([[0.2, 0.9], [0.8, 0.1], [math.nan, 1.0], [0.1, 0.0]])
+    aspects = [Aspect("a", True, (0.0, 1.0)), Aspect("b", True, (0.0, 1.0))]
+    assert controls.best_of_groups(rollout, scores_BK, aspects, {"a": 1.0, "b": 0.0}) == ["high", "scored"]
+
+
+def test_a_directory_of_another_world_is_refused(tmp_path):
+    study = _open(tmp_path / "one")
+    study.state["world"] = "another"
+    study.save()
+    with pytest.raises(ConfigError, match="results would mix"):
+        _open(tmp_path / "one")
 
 
 def test_another_seed_or_a_foreign_directory_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import train_sft
 from equipoise.cli.progress import TrainingProgress
 from equipoise.config import AnyRecipe, DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig, load_recipe
-from equipoise.data import load_demonstrations, load_pairs, load_prompts
+from equipoise.data import PairRecord, PromptRecord, load_demonstrations, load_pairs, load_prompts, prompt_text
 from equipoise.errors import ConfigError
 from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout.scorers import build_scorers
@@ -81,6 +81,7 @@ def _train_reward(config: RewardConfig, run: Run) -> None:
 def _train_online(config: GRPOConfig | PPOConfig, run: Run) -> None:
     prompts = load_prompts(config.data)
     held_out = load_prompts(config.evaluation.prompts) if config.evaluation else []
+    _warn_of_shared_prompts(prompts, held_out)
     scorers = build_scorers(config.scorers)
     Objectives.of(config, scorers)  # before a large model is loaded
     policy = load_policy(
@@ -116,6 +117,7 @@ def _train_online(config: GRPOConfig | PPOConfig, run: Run) -> None:
 def _train_dpo(config: DPOConfig, run: Run) -> None:
     pairs = load_pairs(config.data)
     held_out = load_prompts(config.evaluation.prompts) if config.evaluation else []
+    _warn_of_shared_prompts(pairs, held_out)
     scorers = build_scorers(config.scorers)  # before a large model is loaded
     policy = load_policy(config.policy, trainable=True, seed=config.seed, device=run.accelerator.device)
     _announce(policy, run)
@@ -134,6 +136,19 @@ def _train_dpo(config: DPOConfig, run: Run) -> None:
         )
     with TrainingProgress(run):
         train_dpo(policy, pairs, config, run, evaluate=evaluate)
+
+
+def _warn_of_shared_prompts(training: Sequence[PromptRecord | PairRecord], held_out: Sequence[PromptRecord]) -> None:
+    """In-loop evaluation on prompts that are trained on says nothing about others."""
+    trained = {prompt_text(record.prompt) for record in training}
+    shared = sum(prompt_text(record.prompt) in trained for record in held_out)
+    if shared:
+        logger.warning(
+            "evaluation.prompts: %d of %d prompts are training prompts too, so they are not held out; "
+            "give prompts that `data` does not hold",
+            shared,
+            len(held_out),
+        )
 
 
 TRAINERS: dict[type[AnyRecipe], Callable[[Any, Run], None]] = {

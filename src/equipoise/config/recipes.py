@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from equipoise.config.schema import (
     AspectConfig,
@@ -18,7 +18,6 @@ from equipoise.config.schema import (
     Schema,
     Scorers,
     Weight,
-    _always_a_list,
 )
 
 
@@ -189,6 +188,10 @@ class GRPOConfig(Recipe):
             raise ValueError(f"scale {self.scale!r} applies to combine.method weighted_sum only")
         if self.kl_in == "reward" and self.combine.method != "weighted_sum":
             raise ValueError("kl_in 'reward' applies to combine.method weighted_sum only: gdpo would rescale beta away")
+        if self.constant is not None and self.reduction != "constant":
+            raise ValueError(f"constant ({self.constant}) applies to reduction constant only, not {self.reduction}")
+        if self.kl_in == "reward" and "kl_loss" in self.model_fields_set:
+            raise ValueError(f"kl_loss {self.kl_loss!r} has no effect with kl_in 'reward' (k1); remove kl_loss")
         if self.kl_in == "reward" and self.beta == 0:
             raise ValueError("kl_in 'reward' with beta 0 penalises nothing; give beta a value above 0, or remove kl_in")
         return self

@@ -8,18 +8,23 @@ other runs show the last ones made, which come with the package, and say so.
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from torch import Tensor
+
 from equipoise.data import load_prompts, load_scored
 from equipoise.evaluation import load_judge, write_json
-from equipoise.evaluation.rows import Row, write_rows
+from equipoise.evaluation.rows import Row, combined_scores, write_rows
+from equipoise.models.aspects import Aspect
 from equipoise.models.policy import load_policy
 from equipoise.models.reward_model import RewardModel
 from equipoise.rollout.sampler import generate
-from equipoise.rollout.scorers import RewardModelScorer, Scorer
+from equipoise.rollout.scorers import RewardModelScorer, Scorer, score_rollout
+from equipoise.rollout.types import Rollout
 from equipoise.sandbox.prompts import prompts as sandbox_prompts
 from equipoise.sandbox.responses import steps
 from equipoise.studies.judging import evaluation_of, paired, rows_of_texts
@@ -38,6 +43,7 @@ from equipoise.studies.quickstart import (
 
 CONTROLS_FILE = "controls.json"
 BEST_OF = 16
+BEST_OF_STEP = 2**20 + 1  # of the sampler's random numbers
 KEPT_TRANSCRIPTS = 12
 ABOUT = {
     "always_refuse": (
@@ -52,8 +58,8 @@ ABOUT = {
     ),
     "best_of_16": (
         f"Best of {BEST_OF}",
-        f"the best of {BEST_OF} samples of the base policy by the reward model; nothing is trained",
-        "what the reward model can pick out without training: the ceiling that alignment is measured against",
+        f"the best of {BEST_OF} samples of the base policy by the reward that GRPO is given; nothing is trained",
+        "what the reward can pick out of the base policy without training: what alignment is measured against",
     ),
     "shuffled_reward": (
         "Shuffled labels",
@@ -109,7 +115,8 @@ def stored_controls() -> dict[str, Any]:
     """The last results of `quickstart --full` that came with the package."""
     stored = files("equipoise.sandbox").joinpath("results/controls.json")
     values = json.loads(stored.read_text(encoding="utf-8"))
-    return {**values, "from_this_run": False}
+    earlier = {name: {**entry, "from_this_run": False} for name, entry in values["controls"].items()}
+    return {**values, "from_this_run": False, "controls": earlier}
 
 
 def _entry(name: str, rows: Sequence[Row], base: Sequence[Row], rubric: Scorer, study: Study) -> dict[str, Any]:
@@ -118,6 +125,7 @@ def _entry(name: str, rows: Sequence[Row], base: Sequence[Row], rubric: Scorer, 
     chosen = random.Random(f"transcripts {study.seed}").sample(first, min(KEPT_TRANSCRIPTS, len(first)))
     return {
         "title": title,
+        "from_this_run": True,
         "what": what,
         "expectation": expectation,
         "evaluation": evaluation_of(rows, rubric, name, study.seed, settings()),
@@ -147,26 +155,45 @@ _TRIVIAL: dict[str, Callable[[Any], str]] = {"always_refuse": _refusal, "always_
 
 
 def best_of_rows(study: Study, rubric: Scorer) -> list[Row]:
-    """Of 16 samples of the base policy the one the reward model likes best, per prompt."""
+    """Of 16 samples of the base policy the one with the highest reward as GRPO combined it, per prompt."""
     kept = study.path("evaluation", "completions", "best_of_16.jsonl")
     if not kept.is_file():
         reward = RewardModelScorer(RewardModel.load(study.path("reward", "model")), "reward model", 64)
         policy = load_policy(str(study.path("sft", "model")))
         records = load_prompts(TEST_PROMPTS)
+        weights = trained_weights(study)
         best: list[str] = []
         with study.counting("best of 16", len(records)) as advance:
             for start in range(0, len(records), 16):
                 part = records[start : start + 16]
-                rollout = generate(policy, part, BEST_OF, SAMPLING, seed=study.seed + 1, first_prompt=start)
-                scores = reward.score(rollout)
-                combined = [sum(float(scores[a.name][i] or 0.0) for a in reward.aspects) for i in range(len(rollout))]
-                for group in range(len(part)):
-                    rows = range(group * BEST_OF, (group + 1) * BEST_OF)
-                    best.append(rollout.completions[max(rows, key=combined.__getitem__)])
+                # A step of its own: random numbers that neither training nor evaluation draws.
+                rollout = generate(
+                    policy, part, BEST_OF, SAMPLING, seed=study.seed, step=BEST_OF_STEP, first_prompt=start
+                )
+                best += best_of_groups(rollout, score_rollout(rollout, [reward]), reward.aspects, weights)
                 advance(len(part))
         kinds = [record.kind for record in records]
         write_rows(kept, rows_of_texts([record.prompt for record in records], kinds, best, rubric))
     return sampled(study, "best_of_16", rubric)
+
+
+def trained_weights(study: Study) -> dict[str, float]:
+    """The objective weights that the study's GRPO was trained with."""
+    config = json.loads(study.path("grpo", "config.json").read_text(encoding="utf-8"))
+    return {name: float(weight) for name, weight in config["objective_weights"].items()}
+
+
+def best_of_groups(
+    rollout: Rollout, scores_BK: Tensor, aspects: Sequence[Aspect], weights: Mapping[str, float]
+) -> list[str]:
+    """Of every group the completion with the highest combined utility; one without a score is never chosen over one
+    with."""
+    combined_B = combined_scores(scores_BK, aspects, weights).nan_to_num(nan=-math.inf)
+    best: list[str] = []
+    for group in rollout.group_ids_B.unique(sorted=True).tolist():
+        rows = (rollout.group_ids_B == group).nonzero().squeeze(1)
+        best.append(rollout.completions[int(rows[combined_B[rows].argmax()])])
+    return best
 
 
 def _shuffled_rows(study: Study, rubric: Scorer) -> list[Row]:

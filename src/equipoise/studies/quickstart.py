@@ -5,6 +5,7 @@ Every stage leaves files and is skipped when they are there, so that an interrup
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,10 @@ ANNOTATIONS = "annotations.jsonl"
 ANNOTATED_SAMPLES = 2  # responses of the base policy per training prompt that raters see
 ANNOTATION_STEP = 2**20  # of the sampler's random numbers: none that training draws
 PROMPTS_AT_ONCE = 32
-HELD_OUT = "test prompts hold out topics (things, people, tasks) and templates (wording); validation holds out topics"
+HELD_OUT = (
+    "test prompts ask about things and people, and in wording, that no training request has; the activities (cleaning, "
+    "threatening, ...) occur in training; validation holds out things and people only"
+)
 
 STAGES = {
     "sft": "a small language model learns to answer, from random weights",
@@ -126,10 +131,17 @@ def open_study(
                     f"--out {out}: holds a quickstart with {key} {study.state.get(key)}, not {value}; "
                     f"give --{key} {study.state.get(key)} to go on with it, or another --out"
                 )
+        if study.state.get("world", world_digest()) != world_digest():
+            raise ConfigError(
+                f"--out {out}: holds a quickstart made with other recipes, texts or rubric; results would mix. "
+                "Give another --out"
+            )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: exists and is not a quickstart; give another directory")
     else:
-        study.state = {"seed": seed, "size": size, "started": now(), "stages": {}, "done": []}
+        study.state = {
+            "seed": seed, "size": size, "world": world_digest(), "started": now(), "stages": {}, "done": []
+        }  # fmt: skip
         study.save()
     return study
 
@@ -142,6 +154,16 @@ def _recorded(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not {"seed", "size", "stages", "done"} <= set(values):
         raise ConfigError(f"{path}: not the state of a quickstart; remove the directory, or give another --out")
     return values
+
+
+@cache
+def world_digest() -> str:
+    """Of everything a finished stage depends on: the sandbox's texts, recipes, rubric and code."""
+    found = hashlib.sha256()
+    root = Path(str(files("equipoise.sandbox")))
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml")):
+        found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def now() -> str:

@@ -242,5 +242,6 @@ def test_a_judge_of_other_aspects_weighs_them_alike(
 ) -> None:
     config = _judged_by_rubric()
     metrics = make_evaluation_callback(policy, prompts, scorers, None, config, 0)(1)
-    means = [value for name, value in metrics.items() if name.startswith("evaluation/judge/") and name.endswith("/mean")]
+    judged = {name: value for name, value in metrics.items() if name.startswith("evaluation/judge/")}
+    means = [value for name, value in judged.items() if name.endswith("/mean")]
     assert metrics["evaluation/judge/combined"] == pytest.approx(sum(means) / 4)

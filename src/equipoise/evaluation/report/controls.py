@@ -37,7 +37,7 @@ def content(data: ReportData) -> dict[str, Any] | None:
         }
         for name, control in data.controls.controls.items()
     ]
-    return {"cards": cards, "chart": chart, "made": data.controls}
+    return {"cards": cards, "chart": chart, "made": data.controls, "earlier": joined(data.controls.earlier())}
 
 
 def _scores(rubric: dict[str, float | None]) -> list[tuple[str, str]]:
@@ -57,15 +57,15 @@ def result(name: str, control: Control) -> str:
     combined = differences.get(COMBINED)
     if combined is not None:
         said += f" Combined {value_and_interval(combined, signed=True)}."
-        if name == MUST_NOT_IMPROVE:
-            said += _shuffled(combined)
-    return said
+    return said + _shuffled(differences) if name == MUST_NOT_IMPROVE else said
 
 
-def _shuffled(combined: Estimate) -> str:
-    if verdict(combined) == "rose":
-        return " It improved, which it must not: something other than the reward's content is being rewarded."
-    return " As it must be, there is no clear gain." if verdict(combined) != "unknown" else ""
+def _shuffled(differences: dict[str, Estimate]) -> str:
+    """Nothing may rise, combined or not."""
+    rose = [name for name, difference in differences.items() if verdict(difference) == "rose"]
+    if rose:
+        return f" {joined(rose).capitalize()} improved, which must not be: something besides the labels is rewarded."
+    return " As it must be, there is no clear gain on any aspect."
 
 
 def _compared(controls: Controls) -> list[tuple[str, Control]]:

@@ -80,8 +80,9 @@ def _judging(data: ReportData) -> list[str]:
         result.append(f"Completions that reached the token limit and were judged as cut: {shares}.")
     if any(rates for rates in (evaluation.refusal_rate for evaluation in data.evaluations.values())):
         result.append("Refusals are recognised by wording: an unusual one is missed, and a quoted one may be counted.")
-    if data.controls is not None and not data.controls.from_this_run:
-        result.append(f"The controls come from an earlier run ({data.controls.made}), not from this one.")
+    if data.controls is not None and data.controls.earlier():
+        titles = ", ".join(data.controls.earlier())
+        result.append(f"Controls of an earlier run ({data.controls.made}), not of this one: {titles}.")
     return result
 
 

@@ -160,6 +160,7 @@ class Control(_Input):
     paired_difference: dict[str, Estimate] = {}
     paired_by_kind: dict[str, dict[str, Estimate]] = {}
     transcripts: list[ControlTranscript] = []
+    from_this_run: bool | None = None  # None: as the file says
 
 
 class Controls(_Input):
@@ -170,6 +171,14 @@ class Controls(_Input):
     from_this_run: bool
     command: str = ""
     controls: dict[str, Control]
+
+    def earlier(self) -> list[str]:
+        """Titles of the controls that another run made."""
+        return [
+            control.title
+            for control in self.controls.values()
+            if not (self.from_this_run if control.from_this_run is None else control.from_this_run)
+        ]
 
 
 class Quickstart(_Input):
