@@ -44,6 +44,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo-lora-uneven": ("grpo", {"lora": True, "num_minibatches": 4, "micro_batch_size": 3, "group_size": 5}),
     "grpo-gdpo": ("grpo", {"combine": {"method": "gdpo"}, "reduction": "token_mean", **TWO_SCORES}),
     "grpo-batch": ("grpo", {"scale": "batch", "zero_variance": "skip", "mask_truncated": True, **TWO_SCORES}),
+    # Ends after the fourth of nine steps and saves the best of them.
+    "grpo-stop": (
+        "grpo",
+        {
+            "num_steps": 9,
+            "beta": 0.1,
+            "evaluation": {"every": 1, "prompts": "PROMPTS", "samples": 2},
+            "stop": {"max_kl": 1e6, "on": "evaluation/combined", "patience": 3, "min_delta": 1e3, "keep": "best"},
+            "budget": {"generated_tokens": 10**6, "seconds": 1e6},
+        },
+    ),
     "sft-lora": ("sft", {"lora": True, "micro_batch_size": 1, "batch_size": 5, "evaluate_every": 1}),
     "sft-full": ("sft", {"micro_batch_size": 2, "batch_size": 7}),
     # Micro-batches of uneven number, a last batch that one rank has fewer pairs of, held-out pairs of odd number.
@@ -86,6 +97,8 @@ def recipes(world: World) -> dict[str, Path]:
     """A recipe file of every case."""
     result = {}
     for name, (kind, changes) in CASES.items():
+        if "evaluation" in changes:
+            changes = changes | {"evaluation": changes["evaluation"] | {"prompts": str(world.prompts)}}
         optimizer = {"learning_rate": 1e-3, "eps": EPS.get(name, 1e-8)}
         result[name] = getattr(world, kind)(name, **{"optimizer": optimizer, "checkpoint": {"every": 2}} | changes)
     result["long"] = world.grpo("long", **LONG)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from equipoise.algorithms.batches import batch_indices, micro_batches, own_part
 from equipoise.algorithms.dpo_reference import EncodedPair, reference_logprobs
+from equipoise.algorithms.online import Evaluate, evaluated
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import collate
 from equipoise.algorithms.steps import Updater
+from equipoise.algorithms.stopping import Ending
 from equipoise.config import DPOConfig
 from equipoise.data import PairRecord, TruncationCounter, completion_end_ids, encode_pair, split_records
 from equipoise.data.problems import Problems
@@ -30,8 +32,6 @@ from equipoise.models.flops import FlopCounter, sequence_counts
 from equipoise.models.policy import Policy
 
 logger = logging.getLogger(__name__)
-
-Evaluate = Callable[[int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -99,28 +99,26 @@ def train_dpo(
         reference = reference_logprobs(policy, splits, config, counter, run)
     training, validation = (_referenced(splits[name], reference[name]) for name in ("train", "validation"))
     steps = math.ceil(len(training) / config.batch_size) * config.num_epochs
-    run.num_steps = steps
+    ending = Ending(run, steps, policy.module, stop=config.stop, budget=config.budget, evaluate=evaluate)
     updater = Updater(policy.module, config.optimizer, steps, run)
     policy.wrapped = updater.wrapped
     if (checkpoint := run.restore()) is not None:
         updater.load(checkpoint.tensors, checkpoint.values)
         policy.version = updater.updates
     with run.stopping_cleanly():
-        for step in range(run.first_step, steps):
+        for step in ending.steps():
             rows = [training[i] for i in batch_indices(len(training), config.batch_size, step, config.seed)]
             with run.timed("update"):
                 metrics = _update(policy, rows, config, updater, counter, run)
             policy.version = updater.updates
-            last = step + 1 == steps
-            if validation and ((step + 1) % config.evaluate_every == 0 or last):
+            metrics |= evaluated(evaluate, step + 1, config, run, ending)
+            if validation and ((step + 1) % config.evaluate_every == 0 or step + 1 == ending.last_step):
                 with run.timed("validation"):
                     metrics |= _validate(policy, validation, config, run)
-            if evaluate is not None and config.evaluation is not None:
-                due = (step + 1) % config.evaluation.every == 0 or last
-                with run.timed("evaluation"):
-                    metrics |= evaluate(step + 1) if due else {}
             run.log(step + 1, metrics)
-            run.maybe_checkpoint(step + 1, steps, updater.tensors, updater.values())
+            values = {**updater.values(), **ending.values()}
+            run.maybe_checkpoint(step + 1, ending.last_step, lambda: {**updater.tensors(), **ending.tensors()}, values)
+    ending.conclude()
     run.finish(policy.saver())
     return policy
 

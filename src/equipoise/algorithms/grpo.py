@@ -28,6 +28,7 @@ from equipoise.algorithms.online import (
 )
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import Updater, minibatches
+from equipoise.algorithms.stopping import Ending
 from equipoise.config import GRPOConfig
 from equipoise.data import PromptRecord
 from equipoise.functional import clipped_policy_loss, kl_estimate
@@ -66,7 +67,7 @@ def train_grpo(
     """
     objectives = Objectives.of(config, scorers)
     check_inputs(policy, prompts, config, run)
-    run.num_steps = config.num_steps
+    ending = Ending(run, config.num_steps, policy.module, stop=config.stop, budget=config.budget, evaluate=evaluate)
     updater = Updater(policy.module, config.optimizer, _updates_per_step(config) * config.num_steps, run)
     policy.wrapped = updater.wrapped
     counter = FlopCounter.of(policy.module)
@@ -75,7 +76,7 @@ def train_grpo(
         policy.version = updater.updates
     watch = Watch(**checkpoint.values["watch"]) if checkpoint else Watch()
     with run.stopping_cleanly():
-        for step in range(run.first_step, config.num_steps):
+        for step in ending.steps():
             with run.timed("generate"):
                 rollout = sample_completions(policy, prompts, config, step, counter, run)
             with run.timed("score"):
@@ -89,13 +90,14 @@ def train_grpo(
                 metrics = _update(policy, rollout, signal, old_BT, reference, seen, config, step, updater, counter, run)
             policy.version = updater.updates
             metrics |= step_metrics(rollout, scores_BK, signal, objectives, run)
-            metrics |= evaluated(evaluate, step + 1, config, run)
+            metrics |= evaluated(evaluate, step + 1, config, run, ending, metrics["kl"])
             run.log(step + 1, metrics)
             watch.observe(metrics, objectives, run)
             if (step + 1) % config.completions_every == 0:
                 run.write_completions(step + 1, completion_columns(rollout, scores_BK, signal, objectives))
-            values = {**updater.values(), "watch": asdict(watch)}
-            run.maybe_checkpoint(step + 1, config.num_steps, updater.tensors, values)
+            values = {**updater.values(), "watch": asdict(watch), **ending.values()}
+            run.maybe_checkpoint(step + 1, ending.last_step, lambda: {**updater.tensors(), **ending.tensors()}, values)
+    ending.conclude()
     run.finish(policy.saver())
     return policy
 

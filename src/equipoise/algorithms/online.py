@@ -11,7 +11,8 @@ from torch import Tensor
 
 from equipoise.algorithms.batches import batch_indices, micro_batches, own_part
 from equipoise.algorithms.run import Run
-from equipoise.config import GRPOConfig, PPOConfig
+from equipoise.algorithms.stopping import Ending
+from equipoise.config import DPOConfig, GRPOConfig, PPOConfig
 from equipoise.data import PromptRecord
 from equipoise.errors import ConfigError, DataError
 from equipoise.models.flops import FlopCounter, sampling_counts
@@ -83,13 +84,25 @@ def score_completions(rollout: Rollout, scorers: Sequence[Scorer], run: Run) -> 
     return scores_BK
 
 
-def evaluated(evaluate: Evaluate | None, step: int, config: GRPOConfig | PPOConfig, run: Run) -> dict[str, Any]:
-    """The numbers of the in-loop evaluation where one is due after `step` completed steps, else nothing."""
+def evaluated(
+    evaluate: Evaluate | None,
+    step: int,
+    config: GRPOConfig | PPOConfig | DPOConfig,
+    run: Run,
+    ending: Ending,
+    kl: float | None = None,
+) -> dict[str, Any]:
+    """What is decided after `step` completed steps: whether to end, and the in-loop evaluation where one is due.
+
+    The last step is always evaluated, also where KL or a budget made it the last one.
+    """
+    metrics: dict[str, Any] = ending.after_update(step, kl)
     if evaluate is None or config.evaluation is None:
-        return {}
-    due = step % config.evaluation.every == 0 or step == config.num_steps
+        return metrics
+    due = step % config.evaluation.every == 0 or step == ending.last_step
     with run.timed("evaluation"):
-        return evaluate(step) if due else {}
+        measured = evaluate(step) if due else {}
+    return metrics | measured | (ending.after_evaluation(step, measured) if due else {})
 
 
 def own_passes(own: Tensor, lengths_B: Tensor, size: int | None, run: Run) -> list[Tensor]:

@@ -27,6 +27,7 @@ from equipoise.algorithms.ppo_signal import FirstLook, KLController, TokenSignal
 from equipoise.algorithms.ppo_update import Learner, MinibatchLosses, Totals
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import minibatches
+from equipoise.algorithms.stopping import Ending
 from equipoise.config import PPOConfig
 from equipoise.data import PromptRecord
 from equipoise.models.policy import Policy
@@ -60,7 +61,7 @@ def train_ppo(
     """
     objectives = Objectives.of(config, scorers)
     check_inputs(policy, prompts, config, run)
-    run.num_steps = config.num_steps
+    ending = Ending(run, config.num_steps, policy.module, stop=config.stop, budget=config.budget, evaluate=evaluate)
     learner = Learner(policy, make_critic(policy, config, run), config, run)
     controller = KLController(config.beta)
     watch = Watch()
@@ -68,7 +69,7 @@ def train_ppo(
         learner.load(checkpoint.tensors, checkpoint.values)
         controller, watch = KLController(**checkpoint.values["kl"]), Watch(**checkpoint.values["watch"])
     with run.stopping_cleanly():
-        for step in range(run.first_step, config.num_steps):
+        for step in ending.steps():
             with run.timed("generate"):
                 rollout = sample_completions(policy, prompts, config, step, learner.cost, run)
             with run.timed("score"):
@@ -79,14 +80,15 @@ def train_ppo(
                 signal = make_token_signal(rollout, scores_BK, look, objectives, controller.beta, config, run)
                 metrics = _update(learner, rollout, look, signal, step) | seen.metrics(run)
             metrics |= ppo_metrics(rollout, scores_BK, signal, objectives, controller.beta, run)
-            metrics |= evaluated(evaluate, step + 1, config, run)
+            metrics |= evaluated(evaluate, step + 1, config, run, ending, metrics["kl"])
             controller.observe(signal.kl, len(signal.completions.all_trained), config.adaptive_kl)
             run.log(step + 1, metrics)
             watch.observe(metrics, objectives, run)
             if (step + 1) % config.completions_every == 0:
                 run.write_completions(step + 1, ppo_columns(rollout, scores_BK, signal, objectives))
-            values = {**learner.values(), "kl": asdict(controller), "watch": asdict(watch)}
-            run.maybe_checkpoint(step + 1, config.num_steps, learner.tensors, values)
+            values = {**learner.values(), "kl": asdict(controller), "watch": asdict(watch), **ending.values()}
+            run.maybe_checkpoint(step + 1, ending.last_step, lambda: {**learner.tensors(), **ending.tensors()}, values)
+    ending.conclude()
     with run.failing_together():
         if run.is_main:
             save_critic(run.out / "critic", policy, learner.critic)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -45,6 +45,7 @@ logger = logging.getLogger("equipoise")
 
 FLOP_KINDS = ("generate", "score", "reference", "forward", "backward", "critic")
 NOT_COMPARED = ("out",)  # where a run lies does not change what it computes
+STOPPED_FILE = "stopped.json"
 SAME_SIGNAL_S = 1.0  # a launcher passes on the Ctrl-C its processes already got from the terminal
 
 
@@ -174,6 +175,9 @@ class Run:
                     f"{metrics}: a line is not what was logged ({error}); restore the file, or start in another --out"
                 ) from error
             _write_text(metrics, "".join(kept))
+        stopped = self.stopped
+        if stopped is not None and stopped["step"] > step:
+            (self.out / STOPPED_FILE).unlink()
         for file in (self.out / "completions").glob("*"):
             if file.suffix != ".parquet" or int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
@@ -223,6 +227,13 @@ class Run:
             return value
         tensor = torch.tensor([value], dtype=torch.int64, device=self.accelerator.device)
         return int(self.accelerator.gather(tensor).max())  # type: ignore[union-attr]
+
+    def of_main(self, value: float) -> float:
+        """The main process's value, on every process: what decides must be the same everywhere."""
+        if self.num_processes == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
+        return float(broadcast(tensor, from_process=0)[0])  # type: ignore[index]
 
     def gathered(self, tensor: Tensor) -> Tensor:
         """Rows of all processes in rank order; every process holds the same number of rows."""
@@ -320,6 +331,18 @@ class Run:
         for kind, amount in flops.items():
             self._counted[kind] += float(amount)
 
+    def spent(self) -> dict[str, float]:
+        """generated_tokens, flops (of every kind) and seconds of all processes since the run began; collective.
+
+        Seconds are this process's, and those a resumed run's checkpoint had.
+        """
+        self._add_up_costs()
+        return {
+            "generated_tokens": self._cost["generated_tokens"],
+            "flops": math.fsum(self._cost["flops"].values()),
+            "seconds": self._cost["wall_s"] + time.perf_counter() - self._started,
+        }
+
     def set_trainable(self, parameters: int) -> None:
         """Record how many parameters are trained."""
         self._cost["trainable_parameters"] = parameters
@@ -390,6 +413,26 @@ class Run:
     def is_complete(self) -> bool:
         """True where a resumed run has nothing left to do: its model is written."""
         return self.model_directory.is_dir() and bool(saved_steps(self.checkpoints))
+
+    @property
+    def stopped(self) -> dict[str, Any] | None:
+        """Why training ended: {step, rule, value, limit, best_step}; None where nothing could end it early, or yet."""
+        path = self.out / STOPPED_FILE
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return {name: values[name] for name in ("step", "rule", "value", "limit", "best_step")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: is not what was written ({error}); delete it and run again with --resume"
+            ) from error
+
+    def write_stopped(self, values: dict[str, Any]) -> None:
+        """stopped.json, atomically; before `finish`, so that a complete run has it."""
+        with self.failing_together():
+            if self.is_main:
+                _write_json(self.out / STOPPED_FILE, values)
 
     def _add_up_costs(self) -> None:
         """Add what every process counted since the last time; collective."""

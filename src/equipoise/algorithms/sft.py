@@ -17,6 +17,7 @@ from torch import Tensor
 from equipoise.algorithms.batches import batch_indices, micro_batches, own_part
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import Updater
+from equipoise.algorithms.stopping import Ending
 from equipoise.config import SFTConfig
 from equipoise.data import (
     DemonstrationRecord,
@@ -81,24 +82,26 @@ def train_sft(policy: Policy, demonstrations: Sequence[DemonstrationRecord], con
     if cut:
         logger.warning("sft: %d of %d demonstrations were cut to %d tokens", cut, len(training), config.max_length)
     steps = math.ceil(len(training) / config.batch_size) * config.num_epochs
-    run.num_steps = steps
+    ending = Ending(run, steps, policy.module, budget=config.budget)
     updater = Updater(policy.module, config.optimizer, steps, run)
     policy.wrapped = updater.wrapped
     counter = FlopCounter.of(policy.module)
     if (checkpoint := run.restore()) is not None:
         updater.load(checkpoint.tensors, checkpoint.values)
     with run.stopping_cleanly():
-        for step in range(run.first_step, steps):
+        for step in ending.steps():
             rows = [training[i] for i in batch_indices(len(training), config.batch_size, step, config.seed)]
             with run.timed("update"):
                 metrics = _update(policy, rows, config, updater, counter, run)
-            last = step + 1 == steps
-            if validation and ((step + 1) % config.evaluate_every == 0 or last):
+            ending.after_update(step + 1)
+            if validation and ((step + 1) % config.evaluate_every == 0 or step + 1 == ending.last_step):
                 with run.timed("validation"):
                     metrics["validation/loss"] = _validation_loss(policy, validation, config, run)
             policy.version = updater.updates
             run.log(step + 1, metrics)
-            run.maybe_checkpoint(step + 1, steps, updater.tensors, updater.values())
+            values = {**updater.values(), **ending.values()}
+            run.maybe_checkpoint(step + 1, ending.last_step, updater.tensors, values)
+    ending.conclude()
     run.finish(policy.saver())
     return policy
 

@@ -132,10 +132,10 @@ class Updater:
 
     def tensors(self) -> dict[str, Tensor]:
         """Trainable parameters and optimizer state by name, whole also where they are sharded."""
-        result = {f"parameters/{name}": _whole(p) for name, p in self._trainable()}
+        result = {f"parameters/{name}": whole(p) for name, p in self._trainable()}
         for name, parameter in self._trainable():
             for key, value in self._state_of(parameter).items():
-                result[f"optimizer/{name}/{key}"] = _whole(value)
+                result[f"optimizer/{name}/{key}"] = whole(value)
         return result
 
     def values(self) -> dict[str, Any]:
@@ -153,13 +153,13 @@ class Updater:
             )
         for name, parameter in self._trainable():
             with torch.no_grad():
-                parameter.copy_(_like(parameter, tensors[f"parameters/{name}"]))
+                parameter.copy_(placed_like(parameter, tensors[f"parameters/{name}"]))
             prefix = f"optimizer/{name}/"
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if state:
                 self._optimizer_state()[parameter] = {
                     # A fused optimizer counts its steps where the parameter lies.
-                    key: value.to(parameter.device).clone() if value.ndim == 0 else _like(parameter, value).clone()
+                    key: (value.to(parameter.device) if value.ndim == 0 else placed_like(parameter, value)).clone()
                     for key, value in state.items()
                 }
         self.updates, self.skipped = values["updates"], values["skipped"]
@@ -179,16 +179,16 @@ class Updater:
 @torch.no_grad()
 def _sums(parameters: list[nn.Parameter]) -> Tensor:
     """The sum of each parameter, float64 [parameters]: any change shows in it, exact cancellation apart."""
-    return torch.stack([_whole(p.detach().sum(dtype=torch.float64)).cpu() for p in parameters])
+    return torch.stack([whole(p.detach().sum(dtype=torch.float64)).cpu() for p in parameters])
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     """The full tensor of a shard, or a copy of a plain one."""
     full = getattr(tensor, "full_tensor", None)
     return full() if full is not None else tensor.detach().clone()
 
 
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
+def placed_like(parameter: Tensor, value: Tensor) -> Tensor:
     """`value` placed and sharded as `parameter` is."""
     value = value.to(parameter.device)
     if hasattr(parameter, "full_tensor"):

@@ -18,6 +18,7 @@ from equipoise.algorithms.grpo_signal import Objectives
 from equipoise.algorithms.ppo import train_ppo
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import train_sft
+from equipoise.algorithms.stopping import LAST_STEP, explained
 from equipoise.cli.progress import TrainingProgress
 from equipoise.config import AnyRecipe, DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig, load_recipe
 from equipoise.data import PairRecord, PromptRecord, load_demonstrations, load_pairs, load_prompts, prompt_text
@@ -36,7 +37,7 @@ def train_recipe(recipe: Path, overrides: list[str], out: Path | None, resume: b
     _warn_of_missing_processes(run)
     if resume and run.is_complete:
         if run.is_main:
-            print(f"{directory}: already complete; the result is in {run.model_directory}", file=sys.stderr)
+            print(f"{directory}: already complete{_why(run)}; the result is in {run.model_directory}", file=sys.stderr)
         return
     try:
         TRAINERS[type(config)](config, run)
@@ -44,6 +45,13 @@ def train_recipe(recipe: Path, overrides: list[str], out: Path | None, resume: b
         raise error if str(recipe) in str(error) else ConfigError(f"{recipe}: {error}") from error
     if run.is_main:
         print(f"done: {run.model_directory}", file=sys.stderr)
+
+
+def _why(run: Run) -> str:
+    """What ended a complete run before its last step, if anything did."""
+    if run.stopped is None or run.stopped["rule"] == LAST_STEP:
+        return ""
+    return f" (it ended after step {run.stopped['step']}: {explained(run.stopped)})"
 
 
 def end_processes() -> None:

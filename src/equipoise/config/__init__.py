@@ -17,6 +17,7 @@ from equipoise.config.recipes import (
 )
 from equipoise.config.schema import (
     AspectConfig,
+    BudgetConfig,
     CheckpointConfig,
     DataConfig,
     InLoopEvaluationConfig,
@@ -27,6 +28,7 @@ from equipoise.config.schema import (
     SamplingConfig,
     Schema,
     ScorerConfig,
+    StopConfig,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "AnyRecipe",
     "AspectConfig",
     "BackboneConfig",
+    "BudgetConfig",
     "CheckpointConfig",
     "CombineConfig",
     "CriticConfig",
@@ -53,6 +56,7 @@ __all__ = [
     "SamplingConfig",
     "Schema",
     "ScorerConfig",
+    "StopConfig",
     "apply_override",
     "changed_keys",
     "load_recipe",

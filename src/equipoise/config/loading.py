@@ -31,6 +31,8 @@ def _mapping_without_repeats(loader: _RecipeLoader, node: yaml.MappingNode) -> d
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`
             continue
+        if key_node.tag == "tag:yaml.org,2002:bool" and key_node.value == "on":  # a key of `stop`; true in YAML 1.1
+            key_node.tag = "tag:yaml.org,2002:str"
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if not isinstance(key, str):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from equipoise.config.schema import (
     AspectConfig,
+    BudgetConfig,
     DataSources,
     InLoopEvaluationConfig,
     ModelConfig,
@@ -17,6 +18,7 @@ from equipoise.config.schema import (
     SamplingConfig,
     Schema,
     Scorers,
+    StopConfig,
     Weight,
 )
 
@@ -42,6 +44,12 @@ class SFTConfig(Recipe):
         default_factory=lambda: OptimizerConfig(learning_rate=1e-4), description="Optimizer."
     )
     evaluate_every: int = Field(default=100, ge=1, description="Steps between validation losses.")
+    budget: BudgetConfig | None = Field(default=None, description="Ends training early when it is spent.")
+
+    @model_validator(mode="after")
+    def _budget_can_be_reached(self) -> SFTConfig:
+        _check_nothing_is_generated(self.budget, "sft")
+        return self
 
 
 class InputFormatConfig(Schema):
@@ -124,9 +132,7 @@ class GRPOConfig(Recipe):
     algorithm: Literal["grpo"] = "grpo"
     policy: ModelConfig = Field(description="The model to align.")
     data: DataSources = Field(description="Training prompts.")
-    scorers: Scorers = Field(
-        min_length=1, description="Where scores come from; every aspect has one source."
-    )
+    scorers: Scorers = Field(min_length=1, description="Where scores come from; every aspect has one source.")
     objective_weights: dict[str, Weight] = Field(
         min_length=1,
         description="Weight by aspect name, one for every aspect the scorers give; 0 logs it only.",
@@ -179,6 +185,8 @@ class GRPOConfig(Recipe):
         default_factory=lambda: OptimizerConfig(learning_rate=1e-6), description="Optimizer."
     )
     evaluation: InLoopEvaluationConfig | None = Field(default=None, description="In-loop evaluation.")
+    stop: StopConfig | None = Field(default=None, description="Ends training early; null: it runs all `num_steps`.")
+    budget: BudgetConfig | None = Field(default=None, description="Ends training early when it is spent.")
     completions_every: int = Field(default=1, ge=1, description="Steps between completions/step_*.parquet files.")
 
     @model_validator(mode="after")
@@ -234,9 +242,7 @@ class PPOConfig(Recipe):
     algorithm: Literal["ppo"] = "ppo"
     policy: ModelConfig = Field(description="The model to align.")
     data: DataSources = Field(description="Training prompts.")
-    scorers: Scorers = Field(
-        min_length=1, description="Where scores come from; every aspect has one source."
-    )
+    scorers: Scorers = Field(min_length=1, description="Where scores come from; every aspect has one source.")
     objective_weights: dict[str, Weight] = Field(
         min_length=1,
         description="Weight by aspect name, one for every aspect the scorers give; 0 logs it only.",
@@ -289,6 +295,8 @@ class PPOConfig(Recipe):
         default_factory=lambda: OptimizerConfig(learning_rate=1e-6), description="Optimizer of the policy."
     )
     evaluation: InLoopEvaluationConfig | None = Field(default=None, description="In-loop evaluation.")
+    stop: StopConfig | None = Field(default=None, description="Ends training early; null: it runs all `num_steps`.")
+    budget: BudgetConfig | None = Field(default=None, description="Ends training early when it is spent.")
     completions_every: int = Field(default=1, ge=1, description="Steps between completions/step_*.parquet files.")
 
     @model_validator(mode="after")
@@ -322,6 +330,34 @@ def _check_online(config: GRPOConfig | PPOConfig) -> None:
         )
     if not any(weight > 0 for weight in config.objective_weights.values()):
         raise ValueError("objective_weights are all 0, nothing to train for: give one above 0")
+    _check_stop(config.stop, config.evaluation)
+    if config.stop is not None and config.stop.max_kl is not None and config.beta == 0:
+        raise ValueError("stop.max_kl needs a reference, which beta 0 does not load: give beta a value above 0")
+    completions = config.prompts_per_step * config.group_size
+    tokens = config.budget.generated_tokens if config.budget is not None else None
+    if tokens is not None and tokens < completions:
+        raise ValueError(
+            f"budget.generated_tokens {tokens} is too small for one step of up to {completions} completions; raise it, "
+            "or lower prompts_per_step or group_size"
+        )
+
+
+def _check_stop(stop: StopConfig | None, evaluation: InLoopEvaluationConfig | None) -> None:
+    """A rule on a metric needs what measures it."""
+    if stop is None or stop.on is None:
+        return
+    if evaluation is None:
+        raise ValueError(f"stop.on {stop.on!r} needs `evaluation`, which is missing: add it, or remove stop.on")
+    if stop.on.startswith("evaluation/judge/") and evaluation.judge is None:
+        raise ValueError(f"stop.on {stop.on!r} needs a judge: add evaluation.judge, or stop on evaluation/combined")
+
+
+def _check_nothing_is_generated(budget: BudgetConfig | None, algorithm: str) -> None:
+    if budget is not None and budget.generated_tokens is not None:
+        raise ValueError(
+            f"budget.generated_tokens: {algorithm} samples nothing in training, it would never be spent; "
+            "use flops or seconds"
+        )
 
 
 class DPOConfig(Recipe):
@@ -368,6 +404,8 @@ class DPOConfig(Recipe):
     objective_weights: dict[str, Weight] | None = Field(
         default=None, description="Weights of `evaluation`'s combined score, by aspect; null: all the same."
     )
+    stop: StopConfig | None = Field(default=None, description="Ends training early; null: it runs all epochs.")
+    budget: BudgetConfig | None = Field(default=None, description="Ends training early when it is spent.")
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> DPOConfig:
@@ -380,6 +418,10 @@ class DPOConfig(Recipe):
                 "scorers and objective_weights are for `evaluation` only, which is missing: DPO trains on pairs; "
                 "add it, or remove them"
             )
+        if self.stop is not None and self.stop.max_kl is not None:
+            raise ValueError("stop.max_kl: DPO samples nothing, so there is no `kl`: remove it, and use stop.on")
+        _check_stop(self.stop, self.evaluation)
+        _check_nothing_is_generated(self.budget, "dpo")
         return self
 
 

@@ -186,6 +186,80 @@ class InLoopEvaluationConfig(Schema):
     )
 
 
+COMBINED_METRICS = ("evaluation/combined", "evaluation/judge/combined")  # whose direction is known
+
+
+class StopConfig(Schema):
+    """When training ends before its last step, against over-optimisation, and which parameters are saved then."""
+
+    max_kl: float | None = Field(
+        default=None,
+        gt=0,
+        description="End after the step at which the mean of `kl` over the last 5 steps exceeds this (nats per "
+        "completion); never before 5 steps, so that one noisy step does not decide. Not for DPO.",
+    )
+    on: str | None = Field(
+        default=None,
+        description="End when this metric of the in-loop evaluation no longer improves: `evaluation/judge/combined`, "
+        "`evaluation/combined` or another `evaluation/*`.",
+    )
+    higher_is_better: bool | None = Field(
+        default=None,
+        description="Direction of `on`: required, a guess would keep the worst; combined scores know theirs, true.",
+    )
+    patience: int = Field(default=3, ge=1, description="Evaluations in a row without an improvement of `on`.")
+    min_delta: float = Field(
+        default=0.0,
+        ge=0,
+        description="How much better than the last improvement (the first evaluation is one) an evaluation must be to "
+        "count as one, in units of `on`; 0: any amount.",
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description="Parameters saved as the model, also where nothing ended training early: those of the last step, "
+        "or of the evaluation with the best `on`.",
+    )
+
+    @model_validator(mode="after")
+    def _rules_are_whole(self) -> StopConfig:
+        if self.max_kl is None and self.on is None:
+            raise ValueError("stop has no rule: give max_kl, on, or both")
+        if self.on is None:
+            if self.keep == "best" or self.higher_is_better is not None:
+                raise ValueError("keep best and higher_is_better are about `on`, which is missing: give it a metric")
+            return self
+        if not self.on.startswith("evaluation/"):
+            raise ValueError(
+                f"on {self.on!r} is not a metric of the in-loop evaluation: give one that starts with evaluation/, "
+                "as evaluation/judge/combined does"
+            )
+        combined = self.on in COMBINED_METRICS
+        if not combined and self.higher_is_better is None:
+            raise ValueError(f"say whether more of {self.on!r} is better: add higher_is_better: true or false")
+        if combined and self.higher_is_better is False:
+            raise ValueError(f"{self.on!r} is a sum of utilities, of which more is better: remove higher_is_better")
+        return self
+
+
+class BudgetConfig(Schema):
+    """What a run may spend; training ends after the step at which the first of these is reached."""
+
+    generated_tokens: int | None = Field(default=None, ge=1, description="Completion tokens sampled in training.")
+    flops: float | None = Field(default=None, gt=0, description="Sum of the FLOPs in cost.json, of every kind.")
+    seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds of the clock, loading and evaluations included; a resumed run goes on from what its "
+        "checkpoint had spent. The one budget that does not end at the same step twice.",
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> BudgetConfig:
+        if self.generated_tokens is None and self.flops is None and self.seconds is None:
+            raise ValueError("budget limits nothing: give generated_tokens, flops or seconds")
+        return self
+
+
 class Recipe(Schema):
     """What every recipe has."""
 

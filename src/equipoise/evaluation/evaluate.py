@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,20 @@ from equipoise.rollout.types import Rollout
 
 EVALUATION_FILE = "evaluation.json"
 COMPLETIONS_FILE = "completions.jsonl"
+JUDGED = "evaluation/judge"  # before the names of the second judge's scores
+LENGTH, TRUNCATED = "evaluation/completion_length/mean", "evaluation/truncated_fraction"
+
+
+@dataclass(frozen=True)
+class InLoopEvaluation:
+    """What training calls after some steps: step -> metrics."""
+
+    measure: Callable[[int], dict[str, float]]
+    metric_names: frozenset[str]  # all it can give; a score that no prompt has is left out when it comes to it
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """The metrics after `step` completed steps."""
+        return self.measure(step)
 
 
 def evaluate_policy(
@@ -149,7 +164,7 @@ def make_evaluation_callback(
     *,
     batch_prompts: int = 16,
     max_prompt_tokens: int | None = None,
-) -> Callable[[int], dict[str, float]]:
+) -> InLoopEvaluation:
     """What training calls every N steps on held-out prompts: step -> metrics.
 
     Every call draws with the same random numbers, so that two steps differ by the policy and not by luck, and none
@@ -192,9 +207,20 @@ def make_evaluation_callback(
         metrics = in_loop_metrics(rows, [aspect.name for aspect in aspects])
         if judge is None:
             return metrics
-        return metrics | _score_means(rows_by_judge, [aspect.name for aspect in judge.aspects], "evaluation/judge")
+        return metrics | _score_means(rows_by_judge, [aspect.name for aspect in judge.aspects], JUDGED)
 
-    return evaluate
+    names = _names_of_scores([aspect.name for aspect in aspects], "evaluation")
+    names += _names_of_scores([aspect.name for aspect in judge.aspects], JUDGED) if judge is not None else []
+    names += [_refusal_rate(kind) for kind in sorted({record.kind for record in records})] + [LENGTH, TRUNCATED]
+    return InLoopEvaluation(evaluate, frozenset(names))
+
+
+def _names_of_scores(aspect_names: Sequence[str], prefix: str) -> list[str]:
+    return [f"{prefix}/{name}/mean" for name in aspect_names] + [f"{prefix}/{COMBINED}"]
+
+
+def _refusal_rate(kind: str) -> str:
+    return f"evaluation/refusal_rate/{kind}"
 
 
 def _weights_of_judge(judge: Scorer, weights: Mapping[str, float]) -> dict[str, float]:
@@ -214,10 +240,7 @@ def in_loop_metrics(rows: Sequence[Row], aspect_names: Sequence[str]) -> dict[st
     """The numbers a training step logs, without intervals."""
     table = prompt_table(rows, aspect_names)
     values: dict[str, Tensor] = {}
-    values |= {
-        f"evaluation/refusal_rate/{kind}": table.refusal_P[table.of_kind(kind)] for kind in sorted(set(table.kinds))
-    }
-    values["evaluation/completion_length/mean"] = table.length_P
-    values["evaluation/truncated_fraction"] = table.truncated_P
+    values |= {_refusal_rate(kind): table.refusal_P[table.of_kind(kind)] for kind in sorted(set(table.kinds))}
+    values[LENGTH], values[TRUNCATED] = table.length_P, table.truncated_P
     means = {name: float(values_P.nanmean()) for name, values_P in values.items() if not bool(values_P.isnan().all())}
     return _score_means(rows, aspect_names, "evaluation") | means
