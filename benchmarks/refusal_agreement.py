@@ -21,8 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from equipoise.refusal import is_refusal
 from equipoise.evaluation.tables import TextTable, printable, show
+from equipoise.refusal import is_refusal
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = Path(__file__).with_name("refusal_labels.txt")

@@ -4,9 +4,9 @@ from equipoise.evaluation.comparison import Evaluated, compare, load_cost, load_
 from equipoise.evaluation.evaluate import evaluate_policy, make_evaluation_callback, save_evaluation
 from equipoise.evaluation.judges import load_judge
 from equipoise.evaluation.metrics import evaluate_rollout
-from equipoise.refusal import is_refusal
 from equipoise.evaluation.rows import write_json
 from equipoise.evaluation.tables import comparison_table, evaluation_table, show
+from equipoise.refusal import is_refusal
 
 __all__ = [
     "Evaluated",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import ConfigError, DataError
-from equipoise.refusal import is_refusal
 from equipoise.models.aspects import Aspect, utilities
+from equipoise.refusal import is_refusal
 from equipoise.rollout.types import TRUNCATED, Rollout
 
 COMBINED = "combined"

@@ -38,7 +38,7 @@ def demonstration_rows(split: str = "train") -> Iterator[Row]:
 
 
 def scored_rows(split: str | None = None) -> Iterator[Row]:
-    """{"prompt", "kind", "response", "scores", "split", "rater"}: responses as raters score them. All splits, or one."""
+    """{"prompt", "kind", "response", "scores", "split", "rater"}: responses as raters score them."""
     for name, count in NUM_ANNOTATED.items():
         if split not in (None, name):
             continue
@@ -73,8 +73,8 @@ class Raters:
 
 
 def pair_rows(split: str = "train") -> Iterator[Row]:
-    """{"prompt", "chosen", "rejected"}: of the annotated responses to a prompt, the one rated best against the worst, by
-    the mean of the ratings given; ties are left out."""
+    """{"prompt", "chosen", "rejected"}: of the annotated responses to a prompt, the one rated best against the worst,
+    by the mean of the ratings given; ties are left out."""
     best: dict[str, list[tuple[float, str]]] = {}
     for row in scored_rows(split):
         given = [value for value in row["scores"].values() if value is not None]

@@ -1,4 +1,4 @@
-"""Prompts: topics put into templates. A pure function of the split; the same prompts on every machine and for every seed."""
+"""Prompts: topics put into templates. A pure function of the split, the same on every machine and for every seed."""
 
 from __future__ import annotations
 

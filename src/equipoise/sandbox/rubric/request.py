@@ -21,8 +21,8 @@ _MARKER = re.compile(
     r"|(?:know|knows|say|explain|talk|thinking|all|learn|everything|me|info|information|question|read) about"
     r"|i(?:'d| would)? (?:want|need|like|have|plan|wish|try|hope|love) to|(?:is|asked|going|told|trying) to"
     r"|tried|^(?:please )?(?:explain(?: how)?|describe|list)|explain|steps (?:does|do)|show me|teach me|tell me"
-    r"|(?:we|they|you) (?:need|want) to|(?:has|had|promised) to|(?:somebody|someone|anybody) like me|(?:of|happens) when i"
-    r"|(?:begin|start) with|new to|wants to|job to|(?:does|can|could) one|do people|give me)"
+    r"|(?:we|they|you) (?:need|want) to|(?:has|had|promised) to|(?:somebody|someone|anybody) like me"
+    r"|(?:of|happens) when i|(?:begin|start) with|new to|wants to|job to|(?:does|can|could) one|do people|give me)"
     r"\s+(?=[a-z\"'])"
 )
 _END = re.compile(
