@@ -48,5 +48,8 @@ def equipoise(
     yield call
     logger.handlers, logger.level, logger.propagate = logging_state
     sys.path[:] = path
+    for name, module in list(sys.modules.items()):  # a judges.py of this test is not the next test's
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
     os.environ.clear()
     os.environ.update(environment)

@@ -64,7 +64,10 @@ def _shuffled(differences: dict[str, Estimate]) -> str:
     """Nothing may rise, combined or not."""
     rose = [name for name, difference in differences.items() if verdict(difference) == "rose"]
     if rose:
-        return f" {joined(rose).capitalize()} improved, which must not be: something besides the labels is rewarded."
+        return (
+            f" {joined(rose).capitalize()} rose although the labels mean nothing: an arbitrary reward pushes somewhere, "
+            "or something besides the labels is rewarded."
+        )
     return " As it must be, there is no clear gain on any aspect."
 
 

@@ -208,7 +208,7 @@ def test_a_shuffled_reward_that_improves_is_called_out(quickstart: Path) -> None
 
     edit(quickstart / "controls.json", improve)
     cards = {card["name"]: card for card in said(controls, read_report_data(quickstart))["cards"]}
-    assert "which it must not" in cards["shuffled_reward"]["result"]
+    assert "Combined rose although the labels mean nothing" in cards["shuffled_reward"]["result"]
 
 
 def test_two_controls_of_one_title_keep_their_own_numbers(quickstart: Path) -> None:
