@@ -65,8 +65,8 @@ def _shuffled(differences: dict[str, Estimate]) -> str:
     rose = [name for name, difference in differences.items() if verdict(difference) == "rose"]
     if rose:
         return (
-            f" {joined(rose).capitalize()} rose although the labels mean nothing: an arbitrary reward pushes somewhere, "
-            "or something besides the labels is rewarded."
+            f" {joined(rose).capitalize()} rose although the labels mean nothing: an arbitrary reward pushes "
+            "somewhere, or something besides the labels is rewarded."
         )
     return " As it must be, there is no clear gain on any aspect."
 
