@@ -84,7 +84,7 @@ def pooled(out: Path, seeds: list[int]) -> dict[str, Any]:
     same_recipes([out / f"seed_{seed}" / "grpo" for seed in seeds])
     pooled_over = {name: differences(tables["base"], tables[name]) for name in ("grpo", "best_of_16")}
     return {
-        "machine": json.loads((out / f"seed_{seeds[0]}" / "quickstart.json").read_text(encoding="utf-8"))["machine"],
+        "machine": json.loads((out / f"seed_{seeds[-1]}" / "quickstart.json").read_text(encoding="utf-8"))["machine"],
         "seeds": seeds,
         "base": {name: interval(mean_column(tables["base"], name), seed=0) for name in (*ASPECTS, COMBINED)},
         "pooled": pooled_over,
