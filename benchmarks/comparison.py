@@ -73,9 +73,9 @@ def lines_of(study: StudyData) -> list[str]:
         f"Machine: {study.study.machine}. {study.study.started} to {study.study.finished or 'not finished'}.",
         "Differences are to the base policy, prompt by prompt, means over seeds, with 95% bootstrap intervals over",
         "prompts; they speak of these trained policies on other prompts, the seeds stand beside them. Bold: clear",
-        "after Holm's correction over all methods and aspects of a size (two-sided sign-flip test). Seconds: sampling,",
-        "scoring and updates, and in brackets all of the process, loading and evaluations too; methods ran two at a",
-        "time on one thread each.",
+        "after Holm's correction over all methods and aspects of a size (two-sided sign-flip test). Processor",
+        "seconds: sampling, scoring and updates (of DPO: making its pairs too), summed over threads; by the clock: all",
+        "of the process, loading and evaluations too. Methods ran two at a time on one thread each.",
     ]
     if study.missing:
         lines += ["", "Missing: " + "; ".join(study.missing) + "."]
@@ -141,7 +141,7 @@ def cost_table(size: SizeData) -> list[str]:
     """Tokens, FLOPs by part, seconds and memory, means over seeds."""
     lines = [
         "| | sampled tokens | trained tokens | TFLOP: generate, score, reference, forward, backward, critic | TFLOP | "
-        "seconds | peak MB |",
+        "seconds: processor / clock | peak MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for method in size.methods:
@@ -153,9 +153,7 @@ def cost_table(size: SizeData) -> list[str]:
                            ("generate", "score", "reference", "forward", "backward", "critic"))  # fmt: skip
         tokens = [f"{mean_of(costs, name) or 0:,.0f}" for name in ("generated_tokens", "trained_tokens")]
         total = f"{sum(parts.values()) / 1e12:.2f}"
-        working = [mean_of(costs, name) for name in ("generate_s", "score_s", "update_s")]
-        known = sum(value for value in working if value is not None) if any(working) else None
-        seconds = f"{shown(known, digits=0)} ({shown(mean_of(costs, 'wall_s'), digits=0)})"
+        seconds = " / ".join(shown(mean_of(costs, name), digits=0) for name in ("cpu_s", "wall_s"))
         memory = shown(mean_of(costs, "peak_rss_mb"), digits=0)
         lines.append(f"| {policy_label(method)} | " + " | ".join([*tokens, shares, total, seconds, memory]) + " |")
     return lines

@@ -24,7 +24,7 @@ from tests.toy import (
     write_scored,
 )
 
-OF_THE_CLOCK = ("wall_s", "generate_s", "score_s", "update_s", "peak_rss_mb")
+OF_THE_CLOCK = ("wall_s", "generate_s", "score_s", "update_s", "cpu_s", "peak_rss_mb")
 LORA = {"r": 2, "alpha": 4}
 
 

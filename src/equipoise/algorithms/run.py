@@ -81,6 +81,7 @@ class Run:
         self._stop_signal: int | None = None
         self._started = time.perf_counter()
         self._timers: dict[str, float] = {}
+        self._processor_seconds = 0.0  # inside timers since the last line of metrics
         self._cost = _empty_cost()  # of all processes, up to the last time they were added up
         self._counted = _empty_counts()  # of this process since then
         self._open(resume)
@@ -104,7 +105,7 @@ class Run:
             if self.is_main:
                 self._prepare_directory(config_file, values)
         if self._checkpoint is not None:
-            self._cost = self._checkpoint.values["cost"]
+            self._cost = _empty_cost() | self._checkpoint.values["cost"]
             self._warned = set(self._checkpoint.values["warned"])
 
     def _recorded(self, config_file: Path) -> dict[str, Any] | None:
@@ -316,12 +317,18 @@ class Run:
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the seconds inside to `time/<phase>` of this step, and to `<phase>_s` of the cost."""
-        started = time.perf_counter()
+        """Add the seconds inside to `time/<phase>` of this step, and to `<phase>_s` of the cost.
+
+        The processor's seconds, of all threads, go to `cpu_s`: beside other programs they say what an idle machine
+        would have taken, where the clock does not. Only of phases that the cost knows.
+        """
+        started, on_processor = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self._timers[phase] = self._timers.get(phase, 0.0) + time.perf_counter() - started
+            if f"{phase}_s" in self._cost:
+                self._processor_seconds += time.process_time() - on_processor
 
     def count(self, *, generated_tokens: float = 0, trained_tokens: float = 0, **flops: float) -> None:
         """Add to the cost: tokens, and FLOPs by kind (generate, score, reference, forward, backward, critic)."""
@@ -360,7 +367,8 @@ class Run:
             if f"{phase}_s" in self._cost:
                 self._cost[f"{phase}_s"] += seconds
         line["time/step"] = round(sum(self._timers.values()), 6)
-        self._timers = {}
+        self._cost["cpu_s"] += self._processor_seconds
+        self._timers, self._processor_seconds = {}, 0.0
         if self.is_main:
             path = self.out / "metrics.jsonl"
             with _disk_errors_named(path), path.open("a", encoding="utf-8") as file:
@@ -460,6 +468,7 @@ def _empty_cost() -> dict[str, Any]:
         "generate_s": 0.0,
         "score_s": 0.0,
         "update_s": 0.0,
+        "cpu_s": 0.0,
         "generated_tokens": 0,
         "trained_tokens": 0,
         "flops": dict.fromkeys(FLOP_KINDS, 0.0),

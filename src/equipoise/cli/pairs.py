@@ -73,7 +73,7 @@ def pairs_command(source: str, out: Path, options: PairOptions) -> None:
     """Write pairs to `out` and statistics beside it, and print them."""
     _check(source, out, options)
     judge = _Judge(options)
-    started = time.perf_counter()
+    started, on_processor = time.perf_counter(), time.process_time()
     sampled: dict[str, Any] | None = None
     cost = {"generated_tokens": 0, "flops": {"generate": 0.0, "score": 0.0}}
     if options.prompts is not None:
@@ -88,7 +88,8 @@ def pairs_command(source: str, out: Path, options: PairOptions) -> None:
             f"{source}: no pair is left of {len(groups)} groups ({reasons}); sample more responses per prompt, "
             "lower --min-margin, or check that --reward tells the responses apart"
         )
-    cost = {"wall_s": round(time.perf_counter() - started, 3), **cost, "peak_rss_mb": peak_rss_mb()}
+    seconds = {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - on_processor}
+    cost = {**{name: round(value, 3) for name, value in seconds.items()}, **cost, "peak_rss_mb": peak_rss_mb()}
     statistics = {
         "source": source,
         "reward": options.reward,

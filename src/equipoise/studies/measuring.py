@@ -92,7 +92,7 @@ def sampled_rows(plan: Plan, job: Job, judge: Scorer, counting: Counting) -> lis
 def best_of_rows(plan: Plan, job: Job, judge: Scorer, counting: Counting) -> list[Row]:
     """Per answer the best of n samples of the base policy by the reward that the other methods train on; writes what
     sampling and scoring them cost."""
-    started = time.perf_counter()
+    started, on_processor = time.perf_counter(), time.process_time()
     settings, n = plan.config.evaluation, plan.config.methods[job.method].best_of
     assert n is not None and job.seed is not None
     records = load_prompts(settings.prompts)
@@ -131,6 +131,7 @@ def best_of_rows(plan: Plan, job: Job, judge: Scorer, counting: Counting) -> lis
         "wall_s": time.perf_counter() - started,
         **{f"{name}_s": value for name, value in seconds.items()},
         "update_s": 0.0,
+        "cpu_s": time.process_time() - on_processor,
         "generated_tokens": tokens,
         "trained_tokens": 0,
         "flops": dict.fromkeys(FLOP_KINDS, 0.0) | {"generate": flops, "score": reward.flops},
@@ -161,7 +162,7 @@ def with_pairs(cost: Mapping[str, Any], pairs: Mapping[str, Any]) -> dict[str, A
     """
     return {
         **cost,
-        "wall_s": cost["wall_s"] + pairs["wall_s"],
+        **{name: cost[name] + pairs[name] for name in ("wall_s", "cpu_s") if name in cost and name in pairs},
         "generated_tokens": cost["generated_tokens"] + pairs["generated_tokens"],
         "flops": {kind: value + pairs["flops"].get(kind, 0.0) for kind, value in cost["flops"].items()},
         "peak_rss_mb": max(cost["peak_rss_mb"], pairs["peak_rss_mb"]),

@@ -81,7 +81,7 @@ def test_costs_of_replayed_steps_count_once(tmp_path: Path) -> None:
     cost = json.loads((out / "cost.json").read_text())
     assert (cost["trained_tokens"], cost["generated_tokens"]) == (90, 63)
     assert (cost["flops"]["forward"], cost["flops"]["backward"], cost["flops"]["critic"]) == (9e9, 18e9, 0)
-    assert cost["peak_rss_mb"] > 50 and cost["wall_s"] >= cost["update_s"] > 0
+    assert cost["peak_rss_mb"] > 50 and cost["wall_s"] >= cost["update_s"] > 0 and cost["cpu_s"] > 0
 
 
 def test_a_fresh_run_where_one_died_before_saving(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ class Cost(_Input):
     generate_s: Number | None = None
     score_s: Number | None = None
     update_s: Number | None = None
+    cpu_s: Number | None = None
     generated_tokens: Number | None = None
     trained_tokens: Number | None = None
     flops: dict[str, Number] = {}
