@@ -54,6 +54,7 @@ from equipoise.config.schema import (
     ScorerConfig,
     StopConfig,
 )
+from equipoise.config.uncertainty import EnsembleConfig, PessimismConfig
 
 __all__ = [
     "RECIPES",
@@ -72,6 +73,7 @@ __all__ = [
     "DPOConfig",
     "DataConfig",
     "DiagnosticsConfig",
+    "EnsembleConfig",
     "GRPOConfig",
     "InLoopEvaluationConfig",
     "InputFormatConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "OptimizerConfig",
     "PPOConfig",
     "PairSamplingConfig",
+    "PessimismConfig",
     "Recipe",
     "RewardConfig",
     "SFTConfig",

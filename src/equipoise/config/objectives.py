@@ -109,6 +109,35 @@ class ScheduleConfig(Schema):
         return self
 
 
+PLACE = "{weights}"
+TEMPLATE = f"Weigh your objectives in this way: {PLACE}."
+
+
+def check_template(template: str) -> None:
+    """Raises ValueError for a message that does not have {weights} exactly once."""
+    if template.count(PLACE) != 1:
+        raise ValueError(f"template {template!r}: needs {PLACE} once, where the weights stand, as in {TEMPLATE!r}")
+
+
+class ConditionedConfig(Schema):
+    """A policy that reads the weights of its objectives in its prompt, so that they are chosen at inference."""
+
+    corner_share: float = Field(
+        default=0.25, ge=0, le=1, description="How often a prompt asks for one objective alone, each as often."
+    )
+    concentration: float = Field(
+        default=1.0,
+        gt=0,
+        description="Of the Dirichlet distribution of all other weights; 1: uniform, more: nearer to equal weights.",
+    )
+    template: str = Field(default=TEMPLATE, description="The system message; `{weights}` is where the weights stand.")
+
+    @model_validator(mode="after")
+    def _names_the_weights(self) -> ConditionedConfig:
+        check_template(self.template)
+        return self
+
+
 class DiagnosticsConfig(Schema):
     """What is measured on demand, for its cost."""
 

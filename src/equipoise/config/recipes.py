@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from equipoise.config.objectives import ConstraintConfig, DiagnosticsConfig, ScheduleConfig
+from equipoise.config.objectives import ConditionedConfig, ConstraintConfig, DiagnosticsConfig, ScheduleConfig
 from equipoise.config.schema import (
     AspectConfig,
     BudgetConfig,
@@ -22,6 +22,7 @@ from equipoise.config.schema import (
     StopConfig,
     Weight,
 )
+from equipoise.config.uncertainty import EnsembleConfig, PessimismConfig
 
 
 class SFTConfig(Recipe):
@@ -94,6 +95,9 @@ class RewardConfig(Recipe):
     data: DataSources = Field(description="Scored responses; rows keep their `split` if they carry one.")
     aspects: dict[str, AspectConfig] = Field(min_length=1, description="Aspects to learn, in order of the outputs.")
     input: InputFormatConfig = Field(default_factory=InputFormatConfig, description="Input format.")
+    ensemble: EnsembleConfig | None = Field(
+        default=None, description="Several heads for each aspect, whose disagreement is the uncertainty; null: one."
+    )
     loss: Literal["mse", "huber"] = Field(default="mse", description="On standardised labels, missing ones masked.")
     aspect_balance: Literal["labels", "equal"] = Field(
         default="labels",
@@ -145,6 +149,14 @@ class GRPOConfig(Recipe):
         default=None,
         description="Levels to keep, by aspect name or `length` (completion tokens): "
         "`{safety: {min: 0.9, margin: 0.04, on: adversarial}}`; null: none.",
+    )
+    pessimism: PessimismConfig | None = Field(
+        default=None, description="Train on utilities less kappa times the ensemble's disagreement; null: the means."
+    )
+    conditioned: ConditionedConfig | None = Field(
+        default=None,
+        description="Every prompt of a step gets weights of its own and names them to the policy; their sum, and what "
+        "the in-loop evaluation asks for, is that of `objective_weights`; null: off.",
     )
     combine: CombineConfig = Field(default_factory=CombineConfig, description="Combination of objectives.")
     num_steps: int = Field(ge=1, description="Steps: each samples, scores and updates.")
@@ -216,6 +228,23 @@ class GRPOConfig(Recipe):
             raise ValueError("kl_in 'reward' with beta 0 penalises nothing; give beta a value above 0, or remove kl_in")
         return self
 
+    @model_validator(mode="after")
+    def _conditioned_prompts_weigh_for_themselves(self) -> GRPOConfig:
+        if self.conditioned is None:
+            return self
+        if sum(weight > 0 for weight in self.objective_weights.values()) < 2:
+            raise ValueError("conditioned: weighs at least 2 objectives; give so many an objective_weights above 0")
+        if self.weights_schedule is not None:
+            raise ValueError("conditioned: the weights of every prompt are drawn; remove weights_schedule")
+        if self.constraints is not None:
+            raise ValueError(
+                "conditioned: a constraint would hold for the mean over the weights drawn, and not for those asked at "
+                "inference; remove constraints"
+            )
+        if self.scale == "batch":
+            raise ValueError("conditioned: scale 'batch' looks across groups, whose weights differ; use std or none")
+        return self
+
 
 class CriticConfig(Schema):
     """The network that predicts the score to come, token by token."""
@@ -266,6 +295,9 @@ class PPOConfig(Recipe):
         default=None,
         description="Levels to keep, by aspect name or `length` (completion tokens): "
         "`{safety: {min: 0.9, margin: 0.04, on: adversarial}}`; null: none.",
+    )
+    pessimism: PessimismConfig | None = Field(
+        default=None, description="Train on utilities less kappa times the ensemble's disagreement; null: the means."
     )
     num_steps: int = Field(ge=1, description="Steps: each samples, scores and updates.")
     prompts_per_step: int = Field(default=64, ge=1, description="Prompts per step, over all processes.")

@@ -138,6 +138,11 @@ class ScorerConfig(Schema):
 
     name: str | None = Field(default=None, description="`sandbox`: the rubric of the embedded sandbox.")
     reward_model: str | None = Field(default=None, description="Directory of a reward model saved by Equipoise.")
+    reward_models: list[str] | None = Field(
+        default=None,
+        min_length=2,
+        description="Directories of reward models with the same aspects: an ensemble, each one a member.",
+    )
     function: str | None = Field(
         default=None,
         description="`package.module:function`, called as function(prompts, completions) -> {aspect: values}; "
@@ -150,9 +155,9 @@ class ScorerConfig(Schema):
 
     @model_validator(mode="after")
     def _one_source(self) -> ScorerConfig:
-        given = [source for source in (self.name, self.reward_model, self.function) if source is not None]
-        if len(given) != 1:
-            raise ValueError("give exactly one of `reward_model`, `function` and `name`")
+        sources = (self.name, self.reward_model, self.reward_models, self.function)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("give exactly one of `reward_model`, `reward_models`, `function` and `name`")
         if self.function is not None and not self.aspects:
             raise ValueError("a function scorer declares its `aspects` with `higher_is_better`")
         if self.function is not None and ":" not in self.function:
