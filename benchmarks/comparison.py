@@ -73,9 +73,10 @@ def lines_of(study: StudyData) -> list[str]:
         f"Machine: {study.study.machine}. {study.study.started} to {study.study.finished or 'not finished'}.",
         "Differences are to the base policy, prompt by prompt, means over seeds, with 95% bootstrap intervals over",
         "prompts; they speak of these trained policies on other prompts, the seeds stand beside them. Bold: clear",
-        "after Holm's correction over all methods and aspects of a size (two-sided sign-flip test). Processor",
-        "seconds: sampling, scoring and updates (of DPO: making its pairs too), summed over threads; by the clock: all",
-        "of the process, loading and evaluations too. Methods ran two at a time on one thread each.",
+        "after Holm's correction over all methods and aspects of a size (two-sided sign-flip test). Seconds: of",
+        "the processor in sampling, scoring and updates (of DPO: making its pairs too), where they were counted; of the",
+        "clock in the same (of DPO: updates only); of the clock in all, loading and evaluations too. Methods ran two at a",
+        "time on one thread each, beside other work: processor seconds are the fairer measure.",
     ]
     if study.missing:
         lines += ["", "Missing: " + "; ".join(study.missing) + "."]
@@ -141,7 +142,7 @@ def cost_table(size: SizeData) -> list[str]:
     """Tokens, FLOPs by part, seconds and memory, means over seeds."""
     lines = [
         "| | sampled tokens | trained tokens | TFLOP: generate, score, reference, forward, backward, critic | TFLOP | "
-        "seconds: processor / clock | peak MB |",
+        "seconds: processor, clock, all | peak MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for method in size.methods:
@@ -153,7 +154,10 @@ def cost_table(size: SizeData) -> list[str]:
                            ("generate", "score", "reference", "forward", "backward", "critic"))  # fmt: skip
         tokens = [f"{mean_of(costs, name) or 0:,.0f}" for name in ("generated_tokens", "trained_tokens")]
         total = f"{sum(parts.values()) / 1e12:.2f}"
-        seconds = " / ".join(shown(mean_of(costs, name), digits=0) for name in ("cpu_s", "wall_s"))
+        working = [mean_of(costs, name) for name in ("generate_s", "score_s", "update_s")]
+        at_work = sum(value for value in working if value is not None) if any(working) else None
+        times = (mean_of(costs, "cpu_s"), at_work, mean_of(costs, "wall_s"))
+        seconds = " / ".join(shown(value, digits=0) for value in times)
         memory = shown(mean_of(costs, "peak_rss_mb"), digits=0)
         lines.append(f"| {policy_label(method)} | " + " | ".join([*tokens, shares, total, seconds, memory]) + " |")
     return lines
