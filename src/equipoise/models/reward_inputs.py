@@ -14,6 +14,8 @@ from equipoise.errors import ConfigError, DataError
 Prompt = str | Sequence[Mapping[str, Any]]
 FORMATS = ("pair", "chat", "concatenation")
 RESPONSE_MARK = "equipoiseresponsegoeshere"  # plain letters: no template trims, escapes or reformats them
+ALIKE = 0.75  # rows share a batch while the shortest has at least this part of the longest's length
+FEW_TOKENS = 512  # or while a batch has no more than so many, when another pass costs more than its padding
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,26 @@ class RewardInputs:
                 f"row {index}: prompt and response have no tokens, and the tokenizer adds none; leave the row out"
             )
         return EncodedRow(ids, types, prompt_truncated=bool(prompt), response_truncated=len(response) > room)
+
+
+def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Row indices in batches of like length, longest first; each row is in one of them.
+
+    A batch has at most `tokens` with its padding, or a single row. Of one with more than `FEW_TOKENS` less than a
+    quarter is padding.
+
+    Example, 1,600 tokens at most: lengths [20, 800, 700, 500, 30] give [[1, 2], [3], [4, 0]].
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        batch = batches[-1] if batches else []
+        width = lengths[batch[0]] if batch else 0
+        fits = (len(batch) + 1) * width <= tokens
+        if batch and fits and (lengths[row] >= ALIKE * width or (len(batch) + 1) * width <= FEW_TOKENS):
+            batch.append(row)
+        else:
+            batches.append([row])
+    return batches
 
 
 def prompt_text(prompt: Prompt) -> str:
