@@ -74,9 +74,9 @@ def lines_of(study: StudyData) -> list[str]:
         "Differences are to the base policy, prompt by prompt, means over seeds, with 95% bootstrap intervals over",
         "prompts; they speak of these trained policies on other prompts, the seeds stand beside them. Bold: clear",
         "after Holm's correction over all methods and aspects of a size (two-sided sign-flip test). Seconds: of",
-        "the processor in sampling, scoring and updates (of DPO: making its pairs too), where they were counted; of the",
-        "clock in the same (of DPO: updates only); of the clock in all, loading and evaluations too. Methods ran two at a",
-        "time on one thread each, beside other work: processor seconds are the fairer measure.",
+        "the processor in sampling, scoring and updates (of DPO: making its pairs too), where they were counted; of",
+        "the clock in the same (of DPO: updates only); of the clock in all, loading and evaluations too. Methods ran",
+        "two at a time on one thread each, beside other work: processor seconds are the fairer measure.",
     ]
     if study.missing:
         lines += ["", "Missing: " + "; ".join(study.missing) + "."]

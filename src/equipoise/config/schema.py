@@ -124,6 +124,11 @@ class SamplingConfig(Schema):
     top_p: float | None = Field(
         default=None, gt=0, le=1, description="Evaluation only: training refuses it (biased ratio)."
     )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Strings that end a completion as an EOS does. The text ends before the first of them; the tokens "
+        "that make it up stay in the completion and are trained on.",
+    )
 
 
 class CheckpointConfig(Schema):

@@ -21,6 +21,7 @@ from equipoise.models.policy import Policy
 from equipoise.models.sharding import whole_weights
 from equipoise.rollout.decoding import Batch, make_batch
 from equipoise.rollout.randomness import uniforms
+from equipoise.rollout.stop_strings import StopStrings
 from equipoise.rollout.types import FINISHED, TRUNCATED, Rollout
 
 # Shares at which a copy of the cache is worth it: finished rows leave below the one, others join above the other.
@@ -48,7 +49,7 @@ def generate(
     Args:
         policy: what is sampled; its mode (train or eval) is restored.
         prompts: records, or plain texts.
-        sampling: temperature (0 is greedy), max_tokens, top_k, top_p.
+        sampling: temperature (0 is greedy), max_tokens, top_k, top_p, stop.
         seed, step, first_prompt: coordinates of the random numbers; `first_prompt` is the index of prompts[0] within
             the step over all processes, and with its successors becomes `group_ids_B`.
         max_prompt_tokens: longer prompts are cut from the left; always cut to what the context leaves.
@@ -66,8 +67,9 @@ def generate(
     within = np.tile(np.arange(group_size), len(records))
     draws = torch.from_numpy(uniforms(seed, step, rows, within, sampling.max_tokens)).to(policy.device)
     with _inference(policy):
-        decoded = _decode(policy, encoded, group_size, sampling, draws, rows_at_once, progress)
-    return _assemble(policy, records, encoded, decoded, group_size, sampling, first_prompt, truncated)
+        stops = StopStrings(policy.tokenizer, sampling.stop)
+        decoded = _decode(policy, encoded, group_size, sampling, stops, draws, rows_at_once, progress)
+    return _assemble(policy, records, encoded, decoded, group_size, sampling, stops, first_prompt, truncated)
 
 
 def generate_in_parts(
@@ -129,8 +131,15 @@ def encode_prompts(
     limit = _prompt_limit(policy, sampling.max_tokens, max_prompt_tokens)
     counter = TruncationCounter()
     encoded = [
-        encode_prompt(policy.tokenizer, r.prompt, prompt_format=policy.prompt_format, max_length=limit, counter=counter)
-        for r in records
+        encode_prompt(
+            policy.tokenizer,
+            record.prompt,
+            prompt_format=policy.prompt_format,
+            max_length=limit,
+            counter=counter,
+            preamble=record.preamble,
+        )
+        for record in records
     ]
     return encoded, counter.truncated
 
@@ -142,7 +151,7 @@ class _Decoded:
     ids_BT: Tensor
     mask_BT: Tensor
     logprobs_BT: Tensor
-    stopped_B: Tensor  # by an EOS
+    stopped_B: Tensor  # by an EOS or a stop string
     lengths_B: Tensor
 
     @classmethod
@@ -158,19 +167,26 @@ class _Decoded:
         )
 
     def append(
-        self, rows: Tensor, live: Tensor, logits: Tensor, draws_BT: Tensor, sampling: SamplingConfig, eos: Tensor
+        self,
+        rows: Tensor,
+        live: Tensor,
+        logits: Tensor,
+        draws_BT: Tensor,
+        sampling: SamplingConfig,
+        eos: Tensor,
+        stops: StopStrings,
     ) -> Tensor:
         """Sample a token for every row of the batch and note those of live rows; returns all of them."""
         at = self.lengths_B[rows].clamp(max=draws_BT.shape[1] - 1)
         tokens, logprobs = sample_tokens(logits, draws_BT[rows, at], sampling)
         rows, at, own = rows[live], at[live], tokens[live]
         self.ids_BT[rows, at], self.mask_BT[rows, at], self.logprobs_BT[rows, at] = own, True, logprobs[live]
-        self.stopped_B[rows] = torch.isin(own, eos)
         self.lengths_B[rows] = at + 1
+        self.stopped_B[rows] = torch.isin(own, eos) | stops.ended(self.ids_BT, self.lengths_B, rows)
         return tokens
 
     def finished(self, rows: Tensor) -> Tensor:
-        """Which of these rows have ended, by an EOS or at the limit."""
+        """Which of these rows have ended, by an EOS, a stop string or at the limit."""
         return self.stopped_B[rows] | (self.lengths_B[rows] >= self.ids_BT.shape[1])
 
     def trimmed(self) -> _Decoded:
@@ -187,6 +203,7 @@ def _decode(
     encoded: list[list[int]],
     group_size: int,
     sampling: SamplingConfig,
+    stops: StopStrings,
     draws_BT: Tensor,
     rows_at_once: int,
     progress: Callable[[int], None] | None,
@@ -213,7 +230,7 @@ def _decode(
             live = torch.ones_like(rows, dtype=torch.bool)
         elif num_live == 0:
             return result.trimmed()
-        tokens = result.append(rows, live, batch.logits, draws_BT, sampling, eos)
+        tokens = result.append(rows, live, batch.logits, draws_BT, sampling, eos, stops)
         finished = result.finished(rows) & live
         live = live & ~finished
         if progress is not None and bool(finished.any()):
@@ -275,13 +292,14 @@ def _assemble(
     decoded: _Decoded,
     group_size: int,
     sampling: SamplingConfig,
+    stops: StopStrings,
     first_prompt: int,
     truncated: int,
 ) -> Rollout:
     prompt_ids, prompt_mask = pad_left(encoded, policy.pad_id)
     device, count = policy.device, len(records)
     texts = [
-        policy.tokenizer.decode(row[keep].tolist(), skip_special_tokens=True)
+        stops.cut(policy.tokenizer.decode(row[keep].tolist(), skip_special_tokens=True))
         for row, keep in zip(decoded.ids_BT.cpu(), decoded.mask_BT.cpu(), strict=True)
     ]
     repeated = [record for record in records for _ in range(group_size)]
