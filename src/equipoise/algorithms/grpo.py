@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.algorithms.conditioning import Conditioning
 from equipoise.algorithms.conflict import check_conflict, conflict_metrics
 from equipoise.algorithms.grpo_records import Watch, completion_columns, step_metrics
 from equipoise.algorithms.grpo_signal import Objectives, Signal, make_signal
@@ -36,6 +37,7 @@ from equipoise.data import PromptRecord
 from equipoise.functional import clipped_policy_loss, kl_estimate
 from equipoise.functional.kl import kl_loss_term
 from equipoise.functional.masking import masked_sum
+from equipoise.models.aspects import utilities
 from equipoise.models.flops import FlopCounter
 from equipoise.models.policy import Policy
 from equipoise.models.policy_module import TokenScores
@@ -68,7 +70,10 @@ def train_grpo(
     a signal, with everything saved.
     """
     objectives = Objectives.of(config, scorers)
+    conditioning = Conditioning.of(config, objectives)
     check_inputs(policy, prompts, config, run)
+    if conditioning is not None:
+        conditioning.prepare(policy)
     check_conflict(config, run)
     steering = Steering(config, objectives, prompts, run)
     ending = Ending(run, config.num_steps, policy.module, stop=config.stop, budget=config.budget, evaluate=evaluate)
@@ -84,32 +89,52 @@ def train_grpo(
         for step in ending.steps():
             objectives = steering.objectives(step)
             with run.timed("generate"):
-                rollout = sample_completions(policy, prompts, config, step, counter, run)
+                rollout = sample_completions(policy, prompts, config, step, counter, run, conditioning)
             with run.timed("score"):
                 scores_BK = score_completions(rollout, scorers, run)
             with run.timed("update"):
                 seen = PolicyObserver(rollout)
                 old_BT, reference = _first_look(policy, rollout, config, seen, counter, run)
                 kl_B = _penalised_kl(rollout, old_BT, reference, config)
-                constraints = steering.constraints
-                signal = make_signal(rollout, scores_BK, objectives, config, run, kl_B=kl_B, constraints=constraints)
+                signal = make_signal(
+                    rollout, scores_BK, objectives, config, run,
+                    kl_B=kl_B, constraints=steering.constraints, weights_BK=_own_weights(conditioning, step, rollout),
+                )  # fmt: skip
             conflict = conflict_metrics(policy, rollout, signal, config, step, counter, run)
             with run.timed("update"):
                 metrics = _update(policy, rollout, signal, old_BT, reference, seen, config, step, updater, counter, run)
             policy.version = updater.updates
             metrics |= step_metrics(rollout, scores_BK, signal, objectives, run) | conflict
             metrics |= steering.observe(objectives, scores_BK, signal)
+            metrics |= _followed(conditioning, step, scores_BK, signal, objectives, run)
             metrics |= evaluated(observed, step + 1, config, run, ending, metrics["kl"])
             run.log(step + 1, metrics)
             watch.observe(metrics, objectives, run)
             if (step + 1) % config.completions_every == 0:
-                run.write_completions(step + 1, completion_columns(rollout, scores_BK, signal, objectives))
+                asked = {} if conditioning is None else conditioning.asked_columns(step, rollout.group_ids_B)
+                columns = completion_columns(rollout, scores_BK, signal, objectives)
+                run.write_completions(step + 1, columns | asked)
             values = {**updater.values(), "watch": asdict(watch), **ending.values(), **steering.values()}
             run.maybe_checkpoint(step + 1, ending.last_step, lambda: {**updater.tensors(), **ending.tensors()}, values)
     ending.conclude()
     steering.conclude(ending.last_step)
     run.finish(policy.saver())
     return policy
+
+
+def _own_weights(conditioning: Conditioning | None, step: int, rollout: Rollout) -> Tensor | None:
+    """The weights of each completion's own prompt [B, K]; None where all prompts have the same."""
+    return None if conditioning is None else conditioning.weights(step, rollout.group_ids_B)
+
+
+def _followed(
+    conditioning: Conditioning | None, step: int, scores_BK: Tensor, signal: Signal, objectives: Objectives, run: Run
+) -> dict[str, Any]:
+    """Of a conditioned run, how far the step's answers follow the weights that were asked for. Collective."""
+    if conditioning is None:
+        return {}
+    utilities_NK = run.gathered(utilities(scores_BK, objectives.aspects))
+    return conditioning.metrics(utilities_NK, step, signal.all_group_ids)
 
 
 def _updates_per_step(config: GRPOConfig) -> int:

@@ -40,7 +40,8 @@ def _objective_diagnostics(
 ) -> dict[str, float | int]:
     """What each objective had to say before they were combined, and how much of it the combination lost."""
     rewards_NK = run.gathered(utilities(scores_BK, objectives.aspects))
-    shares = objective_shares(rewards_NK, signal.all_group_ids, objectives.weights_K)
+    weights = objectives.weights_K if signal.weights_NK is None else signal.weights_NK
+    shares = objective_shares(rewards_NK, signal.all_group_ids, weights)
     dead_K = dead_groups(rewards_NK, signal.all_group_ids)
     metrics: dict[str, float | int] = {}
     for k, name in enumerate(objectives.names):
@@ -50,8 +51,23 @@ def _objective_diagnostics(
         metrics[f"objective/{name}/dead_groups"] = int(dead_K[k])
     # The part of the advantages that is the aspects' own: a KL or a constraint tells equal scores apart.
     advantages_N = run.gathered(signal.contributions_BK)[:, : len(objectives.names)].sum(dim=1)
-    collapse = collapsed_vectors(rewards_NK, signal.all_group_ids, objectives.weights_K, advantages_N)
-    return metrics | {"reward_vectors": collapse.vectors, "collapsed_vectors": collapse.collapsed}
+    vectors, collapsed = _collapsed(rewards_NK, signal, objectives.weights_K, advantages_N)
+    return metrics | {"reward_vectors": vectors, "collapsed_vectors": collapsed}
+
+
+def _collapsed(rewards_NK: Tensor, signal: Signal, weights_K: Tensor, advantages_N: Tensor) -> tuple[int, int]:
+    """`collapsed_vectors`, group by group where each has weights of its own."""
+    if signal.weights_NK is None:
+        whole = collapsed_vectors(rewards_NK, signal.all_group_ids, weights_K, advantages_N)
+        return whole.vectors, whole.collapsed
+    vectors = collapsed = 0
+    for group in signal.all_group_ids.unique():
+        rows = signal.all_group_ids == group
+        found = collapsed_vectors(
+            rewards_NK[rows], signal.all_group_ids[rows], signal.weights_NK[rows][0], advantages_N[rows]
+        )
+        vectors, collapsed = vectors + found.vectors, collapsed + found.collapsed
+    return vectors, collapsed
 
 
 def completion_metrics(

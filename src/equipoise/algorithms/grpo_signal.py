@@ -20,6 +20,7 @@ from equipoise.functional.advantages import zero_variance_groups
 from equipoise.functional.constraints import constrained_contributions
 from equipoise.functional.objectives import METHODS, method_options, objective_contributions
 from equipoise.models.aspects import Aspect, utilities
+from equipoise.rollout.preference_conditioning import conditioned_contributions
 from equipoise.rollout.scorers import Scorer, all_aspects
 from equipoise.rollout.types import Rollout
 
@@ -102,6 +103,7 @@ class Signal:
     first_row: int  # position of this process's first completion among the N
     kl_penalty: float | None = None  # mean over the N of beta times the summed k1, where that is a part of the reward
     constrained_NC: Tensor | None = None  # native values of what is constrained, NaN where a constraint has none
+    weights_NK: Tensor | None = None  # of each completion's own prompt, where prompts weigh for themselves
 
     def own_rows(self, rows: Tensor) -> Tensor:
         """Those of these global rows that lie on this process, as local indices."""
@@ -125,26 +127,31 @@ def make_signal(
     *,
     kl_B: Tensor | None = None,
     constraints: Constraints | None = None,
+    weights_BK: Tensor | None = None,
 ) -> Signal:
     """Advantages from native scores; statistics that look across groups see the groups of all processes.
 
     `kl_B`, the summed k1 of each completion, goes into the reward as one more objective: utility -kl, weight beta. A
     completion without any score has no reward, and hence no penalty either: its advantage stays 0. `constraints` mix
-    their own advantages in, by the multipliers of this step.
+    their own advantages in, by the multipliers of this step. `weights_BK`, the weights of each completion's own prompt,
+    stand in the place of the objectives'.
     """
     utilities_BK = utilities(scores_BK, objectives.aspects)
-    weighted = objectives.weights_K > 0
-    combined = (utilities_BK[:, weighted] * objectives.weights_K[weighted]).sum(dim=1)
-    rewards_BK, weights_K, contributors = utilities_BK, objectives.weights_K, list(objectives.names)
+    weights = (objectives.weights_K if weights_BK is None else weights_BK).expand_as(utilities_BK)
+    counted_BK = weights > 0
+    combined = torch.where(counted_BK, utilities_BK * weights, 0.0).sum(dim=1)
+    rewards_BK, contributors = utilities_BK, list(objectives.names)
     kl_penalty = None
     if kl_B is not None:
-        is_scored_B = ~utilities_BK[:, weighted].isnan().all(dim=1)
+        is_scored_B = (counted_BK & ~utilities_BK.isnan()).any(dim=1)
         rewards_BK = torch.cat([utilities_BK, torch.where(is_scored_B, -kl_B, torch.nan)[:, None]], dim=1)
-        weights_K = torch.cat([weights_K, weights_K.new_tensor([config.beta])])
+        weights = torch.cat([weights, torch.full_like(kl_B, config.beta)[:, None]], dim=1)
         contributors.append(KL)
         kl_penalty = config.beta * float(run.gathered(kl_B).mean())
     group_ids = run.gathered(rollout.group_ids_B)
-    contributions = _contributions(run.gathered(rewards_BK), group_ids, weights_K, config, objectives)
+    weights_NK = None if weights_BK is None else run.gathered(weights)
+    weights_of = weights[0] if weights_NK is None else weights_NK
+    contributions = _contributions(run.gathered(rewards_BK), group_ids, weights_of, config, objectives)
     constrained_NC = None
     if constraints is not None:
         constrained_NC = constraints.values_of(rollout, scores_BK)
@@ -180,18 +187,21 @@ def make_signal(
         first_row=start,
         kl_penalty=kl_penalty,
         constrained_NC=constrained_NC,
+        weights_NK=None if weights_BK is None else run.gathered(weights_BK),
     )
 
 
 def _contributions(
-    rewards_NK: Tensor, group_ids: Tensor, weights_K: Tensor, config: GRPOConfig, objectives: Objectives
+    rewards_NK: Tensor, group_ids: Tensor, weights: Tensor, config: GRPOConfig, objectives: Objectives
 ) -> Tensor:
-    """What each objective adds to each advantage [N, K]; their sum over K is the advantage."""
+    """What each objective adds to each advantage [N, K]; their sum over K is the advantage.
+
+    `weights` are those of all [K], or of each completion's own prompt [N, K].
+    """
     combine = config.combine
     options = _method_options(config, objectives.names, objectives.weights_K)
-    return objective_contributions(
-        rewards_NK, group_ids, weights_K, method=combine.method, delta=combine.delta, **options
-    )
+    contributions = objective_contributions if weights.ndim == 1 else conditioned_contributions
+    return contributions(rewards_NK, group_ids, weights, method=combine.method, delta=combine.delta, **options)
 
 
 def _method_options(config: GRPOConfig, names: Sequence[str], weights_K: Tensor) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from accelerate import DistributedType
 from torch import Tensor
 
 from equipoise.algorithms.batches import batch_indices, own_part
+from equipoise.algorithms.conditioning import Conditioning
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.stopping import Ending
 from equipoise.config import DPOConfig, GRPOConfig, PPOConfig
@@ -57,10 +58,15 @@ def sample_completions(
     step: int,
     counter: FlopCounter,
     run: Run,
+    conditioning: Conditioning | None = None,
 ) -> Rollout:
-    """This process's share of the step's prompts, `group_size` completions each."""
+    """This process's share of the step's prompts, `group_size` completions each; `conditioning`: each asks for its own
+    weights."""
     chosen = batch_indices(len(prompts), config.prompts_per_step, step, config.seed)
     own = own_part([prompts[i] for i in chosen], run.rank, run.num_processes)
+    first_prompt = run.rank * len(own)
+    if conditioning is not None:
+        own = conditioning.asking(own, step, first_prompt)
     rollout = generate(
         policy,
         own,
@@ -68,7 +74,7 @@ def sample_completions(
         config.sampling,
         seed=config.seed,
         step=step,
-        first_prompt=run.rank * len(own),
+        first_prompt=first_prompt,
         max_prompt_tokens=config.max_prompt_tokens,
     )
     counts = sampling_counts(rollout.prompt_mask_BS, rollout.completion_mask_BT, config.group_size)

@@ -34,6 +34,7 @@ class EvaluationOptions:
     temperature: float
     max_tokens: int
     seed: int
+    ask: str | None = None
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -52,7 +53,7 @@ def evaluate_command(policy: str, out: Path, reference: str | None, options: Eva
     print(f"written: {out / 'evaluation.json'}", file=sys.stderr)
 
 
-def parse_weights(text: str | None) -> dict[str, float] | None:
+def parse_weights(text: str | None, option: str = "--weights") -> dict[str, float] | None:
     """`a=1,b=0.5` as a mapping. Raises ConfigError for a malformed or repeated entry."""
     if text is None:
         return None
@@ -65,9 +66,9 @@ def parse_weights(text: str | None) -> dict[str, float] | None:
             equals = ""
             value = 0.0
         if not equals or not name:
-            raise ConfigError(f"--weights {part!r}: expected aspect=number, as in politeness=1,safety=0.5")
+            raise ConfigError(f"{option} {part!r}: expected aspect=number, as in politeness=1,safety=0.5")
         if name in weights:
-            raise ConfigError(f"--weights: aspect {name!r} is given twice; remove one")
+            raise ConfigError(f"{option}: aspect {name!r} is given twice; remove one")
         weights[name] = value
     return weights
 
@@ -102,5 +103,6 @@ def evaluate_one(
             reference=reference,
             judge_name=options.judge,
             progress=advance,
+            asked=parse_weights(options.ask, "--ask"),
         )
     return Evaluated(evaluation, rows)

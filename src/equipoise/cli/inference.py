@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from equipoise.cli.evaluate import parse_weights
 from equipoise.cli.progress import counting
 from equipoise.config import SamplingConfig
 from equipoise.data import load_demonstrations, load_prompts, read_rows
 from equipoise.errors import ConfigError
 from equipoise.models.policy import load_policy
 from equipoise.models.reward_model import RewardModel
+from equipoise.rollout.preference_conditioning import ask, asked_shares
 from equipoise.rollout.sampler import generate_in_parts
 
 SCORED_AT_ONCE = 512  # responses between two signs of progress
@@ -37,11 +39,22 @@ def score_file(reward_model: str, data: str, out: Path, batch_size: int) -> None
 
 
 def generate_file(
-    policy: str, prompts: str, out: Path, group_size: int, temperature: float, max_tokens: int, seed: int
+    policy: str,
+    prompts: str,
+    out: Path,
+    group_size: int,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+    asked: str | None = None,
 ) -> None:
-    """Rows {prompt, kind, response, group, index, finish_reason, num_tokens}."""
+    """Rows {prompt, kind, response, group, index, finish_reason, num_tokens}, and `asked` where weights were."""
+    weights = parse_weights(asked, "--ask")
     records = load_prompts(prompts)
     model = load_policy(policy)
+    shares = {} if weights is None else {"asked": asked_shares(model, weights)}
+    if weights is not None:
+        records = ask(model, records, weights)
     sampling = SamplingConfig(temperature=temperature, max_tokens=max_tokens)
     with jsonl_writer(out) as file, counting("generating", len(records) * group_size) as advance:
         for rollout in generate_in_parts(
@@ -58,6 +71,7 @@ def generate_file(
                         "index": int(rollout.index_in_group_B[row]),
                         "finish_reason": rollout.finish_reasons[row],
                         "num_tokens": int(rollout.lengths_B[row]),
+                        **shares,
                     },
                 )
             advance(len(rollout))

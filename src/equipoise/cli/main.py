@@ -25,6 +25,7 @@ Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Prompts = Annotated[str, typer.Option("--prompts", help="Prompts: JSONL(.gz), CSV, Parquet, directory or hub name.")]
 Judge = Annotated[str, typer.Option("--judge", help="Reward model directory, `package.module:function` or `sandbox`.")]
 Weights = Annotated[str | None, typer.Option("--weights", help="Weights of the combined score: a=1,b=0.5.")]
+Ask = Annotated[str | None, typer.Option("--ask", help="Weights to ask a conditioned policy for: a=0.7,b=0.3.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Completions per prompt.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest completion, EOS included.")]
@@ -93,11 +94,12 @@ def generate(
     temperature: Temperature = 1.0,
     max_tokens: MaxTokens = 128,
     seed: Seed = 0,
+    ask: Ask = None,
 ) -> None:
     """Sample completions of prompts."""
     from equipoise.cli.inference import generate_file
 
-    generate_file(policy, prompts, out, group_size, temperature, max_tokens, seed)
+    generate_file(policy, prompts, out, group_size, temperature, max_tokens, seed, ask)
 
 
 @app.command()
@@ -149,11 +151,12 @@ def evaluate(
     temperature: Temperature = 1.0,
     max_tokens: MaxTokens = 128,
     seed: Seed = 0,
+    ask: Ask = None,
 ) -> None:
     """Judge a policy on prompts: a table per aspect and prompt kind, with intervals."""
     from equipoise.cli.evaluate import EvaluationOptions, evaluate_command
 
-    options = EvaluationOptions(prompts, judge, weights, samples, temperature, max_tokens, seed)
+    options = EvaluationOptions(prompts, judge, weights, samples, temperature, max_tokens, seed, ask)
     evaluate_command(policy, out, reference, options)
 
 
@@ -222,6 +225,10 @@ def pareto(
     soups: Annotated[
         bool, typer.Option("--soups", help="Judge soups of the corners' models at the same weights too.")
     ] = False,
+    conditioned: Annotated[
+        str | None,
+        typer.Option("--conditioned", help="Run or model of a conditioned policy, judged at the same weights too."),
+    ] = None,
     prompts: Annotated[
         str | None, typer.Option("--prompts", help="Held-out prompts; default: of the recipe's evaluation.")
     ] = None,
@@ -237,7 +244,8 @@ def pareto(
     """Train a recipe at many weights of its objectives and show the front; goes on where it stopped."""
     from equipoise.cli.pareto import SweepOptions, pareto_command
 
-    options = None if points is None else SweepOptions(points, adaptive, soups, prompts, judge, samples, seed)
+    measured = (prompts, judge, samples, seed, conditioned)
+    options = None if points is None else SweepOptions(points, adaptive, soups, *measured)
     pareto_command(recipe or [], out, options, workers, job)
 
 

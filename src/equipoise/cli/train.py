@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 
+from equipoise.algorithms.conditioning import Conditioning
 from equipoise.algorithms.constraints import check_kinds
 from equipoise.algorithms.dpo import train_dpo
 from equipoise.algorithms.grpo import train_grpo
@@ -92,7 +93,9 @@ def _train_online(config: GRPOConfig | PPOConfig, run: Run) -> None:
     held_out = load_prompts(config.evaluation.prompts) if config.evaluation else []
     _warn_of_shared_prompts(prompts, held_out)
     scorers = build_scorers(config.scorers)
-    check_kinds(Objectives.of(config, scorers).constraints, prompts)  # before a large model is loaded
+    objectives = Objectives.of(config, scorers)
+    check_kinds(objectives.constraints, prompts)  # before a large model is loaded
+    conditioning = Conditioning.of(config, objectives) if isinstance(config, GRPOConfig) else None
     policy = load_policy(
         config.policy,
         trainable=True,
@@ -107,6 +110,8 @@ def _train_online(config: GRPOConfig | PPOConfig, run: Run) -> None:
         from equipoise.evaluation import make_evaluation_callback
 
         in_loop = config.evaluation.model_copy(update={"sampling": config.evaluation.sampling or config.sampling})
+        if conditioning is not None:
+            held_out = conditioning.asking_usual(held_out)
         evaluate = make_evaluation_callback(
             policy,
             held_out,

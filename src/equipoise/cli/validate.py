@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from equipoise.algorithms.conditioning import Conditioning
 from equipoise.algorithms.constraints import check_kinds
 from equipoise.algorithms.grpo_signal import Objectives
 from equipoise.config import (
@@ -76,6 +77,9 @@ def _grpo(config: Any) -> list[str]:
         f"{len(prompts)} prompts",
         "objectives " + ", ".join(f"{name} x {weight:g}" for name, weight in weights),
     ]
+    conditioning = Conditioning.of(config, objectives) if isinstance(config, GRPOConfig) else None
+    if conditioning is not None:
+        lines.append(f"a policy that reads: {conditioning.preference.text(conditioning.usual)}")
     if objectives.constraints:
         lines.append("constraints " + ", ".join(constraint.described for constraint in objectives.constraints))
     if config.evaluation is not None:

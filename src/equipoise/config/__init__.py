@@ -20,6 +20,7 @@ from equipoise.config.loading import (
 )
 from equipoise.config.objectives import (
     AdaptiveWeightsConfig,
+    ConditionedConfig,
     ConstraintConfig,
     DiagnosticsConfig,
     ScheduleConfig,
@@ -68,6 +69,7 @@ __all__ = [
     "CheckpointConfig",
     "CombineConfig",
     "ComparisonConfig",
+    "ConditionedConfig",
     "ConstraintConfig",
     "CriticConfig",
     "DPOConfig",

@@ -88,14 +88,18 @@ def encode_prompt(
     prompt_format: PromptFormat = "auto",
     max_length: int | None = None,
     counter: TruncationCounter | None = None,
+    preamble: str | None = None,
 ) -> list[int]:
     """Token ids of the prompt, ready to be continued; never empty.
 
     A rendered template holds its own special tokens, so none are added to it; a plain text gets what the tokenizer puts
     before a text (BOS) and never what it puts behind (EOS). The empty text becomes BOS, or EOS where there is no BOS,
     which is what stands before a text in pretraining. More than `max_length` tokens: the left is cut, a leading BOS
-    stays, and `counter` counts it. Raises as `render_prompt`, and DataError if `max_length` leaves room for nothing.
+    stays, and `counter` counts it. A `preamble` stands above the prompt (`with_preamble`), and is not cut: the left of
+    what follows it is. Raises as `render_prompt`, and DataError if `max_length` leaves room for nothing.
     """
+    if preamble is not None:
+        prompt = with_preamble(prompt, preamble, chat=uses_chat(tokenizer, prompt, prompt_format))
     rendered = render_prompt(tokenizer, prompt, prompt_format=prompt_format)
     body = _plain_ids(tokenizer, rendered)
     prefix = [] if uses_chat(tokenizer, prompt, prompt_format) else _prefix_ids(tokenizer)
@@ -111,13 +115,34 @@ def encode_prompt(
         counter.add(length, allowed)
     if length <= allowed:
         return prefix + body
+    what = "BOS"
+    if preamble is not None:
+        above, found, below = rendered.partition(preamble)
+        kept, body = _plain_ids(tokenizer, above + found), _plain_ids(tokenizer, below)
+        prefix, what = (kept if kept[: len(prefix)] == prefix else prefix + kept), "what stands above it"
     room = allowed - len(prefix)
     if room < 1:
         raise DataError(
-            f"nothing of the prompt fits: {allowed} tokens allowed, {length} needed, {len(prefix)} of them BOS; "
+            f"nothing of the prompt fits: {allowed} tokens allowed, {length} needed, {len(prefix)} of them {what}; "
             "allow more prompt tokens or use a model with a longer context"
         )
     return prefix + body[-room:]
+
+
+def with_preamble(prompt: Prompt, text: str, *, chat: bool) -> Prompt:
+    """The prompt with `text` as its system message or, without a chat template, above it.
+
+    A system message that is already there keeps its words, `text` below them. The prompt given is left as it is.
+    """
+    if isinstance(prompt, str):
+        if not chat:
+            return f"{text}\n\n{prompt}"
+        return [{"role": "system", "content": text}, {"role": "user", "content": prompt}]
+    messages = [dict(message) for message in prompt]
+    if messages and messages[0]["role"] == "system":
+        messages[0]["content"] = f"{messages[0]['content']}\n{text}"
+        return messages
+    return [{"role": "system", "content": text}, *messages]
 
 
 def encode_demonstration(

@@ -14,7 +14,10 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """A prompt to answer. `row` is the line (or row) it stands on, `location` how messages name it."""
+    """A prompt to answer. `row` is the line (or row) it stands on, `location` how messages name it.
+
+    `preamble` is what a policy reads above the prompt and nobody else does: scorers and files know the prompt alone.
+    """
 
     prompt: Prompt
     kind: str = "unlabelled"
@@ -23,6 +26,7 @@ class PromptRecord:
     row: int = 0
     location: str = ""
     split: str | None = None
+    preamble: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

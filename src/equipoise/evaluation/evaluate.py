@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +29,12 @@ from equipoise.evaluation.rows import (
 )
 from equipoise.models.policy import Policy
 from equipoise.rollout.logprobs import score_in_chunks
+from equipoise.rollout.preference_conditioning import ask, asked_shares
 from equipoise.rollout.sampler import encode_prompts, generate_in_parts
 from equipoise.rollout.scorers import Scorer, all_aspects, score_rollout
 from equipoise.rollout.types import Rollout
+
+logger = logging.getLogger("equipoise")
 
 EVALUATION_FILE = "evaluation.json"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -79,6 +83,7 @@ def evaluate_policy(
     batch_prompts: int = 16,
     max_prompt_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
+    asked: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], list[Row]]:
     """(evaluation.json, one row per completion) of a policy on prompts.
 
@@ -89,9 +94,10 @@ def evaluate_policy(
         reference: another Policy over the same vocabulary, or a `policy.reference`; gives `kl_to_reference`.
         batch_prompts: prompts sampled, scored and compared at once; changes memory, not the result.
         progress: called with the number of completions done since the last call.
+        asked: weights that a conditioned policy is asked for (`ask`); None: prompts as they are.
 
-    Raises DataError for no prompts, ConfigError for wrong weights, samples below 1 or a reference with another
-    vocabulary, RewardError where a scorer fails.
+    Raises DataError for no prompts, ConfigError for wrong weights, samples below 1, a reference with another
+    vocabulary or `asked` of a policy that reads no weights, RewardError where a scorer fails.
     """
     if not prompts:
         raise DataError("evaluation: no prompts; give a file with at least one")
@@ -102,6 +108,11 @@ def evaluate_policy(
     aspects = all_aspects(scorers)
     resolved = resolve_weights(weights, aspects)
     check_same_vocabulary(policy, reference)
+    shares = {} if asked is None else {"asked": asked_shares(policy, asked)}
+    if asked is not None:
+        prompts = ask(policy, prompts, asked)
+    elif policy.preference is not None:
+        logger.warning("%s reads weights in its prompt, and is asked for none: see `asked`, or --ask", policy.name)
     rows: list[Row] = []
     truncated = 0
     for rollout in generate_in_parts(
@@ -118,7 +129,7 @@ def evaluate_policy(
         rows += completion_rows(rollout, score_rollout(rollout, scorers), aspects, resolved, kl_B=kl_B)
         if progress is not None:
             progress(len(rollout))
-    settings = {"samples": samples, **sampling.model_dump(), "prompts_truncated": truncated}
+    settings = {"samples": samples, **sampling.model_dump(), "prompts_truncated": truncated, **shares}
     evaluation = evaluate_rows(
         rows,
         aspects,

@@ -33,6 +33,7 @@ from equipoise.models.loading import (
     without_dropout,
 )
 from equipoise.models.policy_module import PolicyModule
+from equipoise.models.preference import CONDITIONED, Preference, read_preference
 from equipoise.models.reference import AdapterOff, FrozenAdapter, FrozenModel, Reference
 from equipoise.models.sharding import gathered_state
 
@@ -59,6 +60,7 @@ class Policy:
     reference: Reference | None = None
     version: int = 0  # optimizer steps taken
     wrapped: nn.Module | None = None
+    preference: Preference | None = None  # how it is asked, where it was trained to read weights in its prompt
     _config_changes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -127,7 +129,8 @@ class Policy:
             for name in self._config_changes:
                 setattr(text_config, name, 0.0)
         save_tokenizer_checked(self.tokenizer, directory)
-        (directory / POLICY_FILE).write_text(json.dumps({"prompt_format": self.prompt_format}) + "\n")
+        conditioned = {} if self.preference is None else {CONDITIONED: self.preference.to_json()}
+        (directory / POLICY_FILE).write_text(json.dumps({"prompt_format": self.prompt_format} | conditioned) + "\n")
 
 
 def replace_directory(target: Path, new: Path) -> None:
@@ -212,6 +215,7 @@ def load_policy(
         prompt_format=_resolve_prompt_format(config, tokenizer),
         eos_ids=eos_ids,
         pad_id=next(id_ for id_ in (tokenizer.pad_token_id, *eos_ids, 0) if id_ is not None),
+        preference=read_preference(Path(config.model) / POLICY_FILE),
         _config_changes=changes,
     )
     if with_reference:

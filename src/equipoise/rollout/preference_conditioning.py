@@ -9,24 +9,26 @@ Dirichlet distribution, corners included, as in K. Wang et al., "Conditional Lan
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise.errors import ConfigError
+from equipoise.data import PromptRecord, encode_prompt
+from equipoise.errors import ConfigError, DataError
 from equipoise.functional.advantages import output_dtype
-from equipoise.functional.objectives import combine_objectives
+from equipoise.functional.objectives import objective_contributions
+from equipoise.models.policy import Policy
+from equipoise.models.preference import Preference, rounded
 from equipoise.rollout.randomness import derived_seed
 
-STEPS = 100  # of a weight: what the prompt says in two decimals is what is rewarded
-PLACE = "{weights}"
-TEMPLATE = "Weigh your objectives in this way: {weights}."
 _STREAM = 0x70726566  # draws of weights are no other draws of the same seed
 # Of the methods of `combine_objectives` those that look at one group at a time: each group has weights of its own, and
 # whatever is divided by a spread over the batch would mix them.
 WITHIN_GROUPS = ("weighted_sum", "mo_grpo", "rank", "conditioned", "chebyshev")
+_PROBE = "Probe"
 
 
 def sample_weights(
@@ -57,52 +59,84 @@ def sample_weights(
         generator = np.random.default_rng(derived_seed(seed, _STREAM, step, int(prompt)))
         corner, which = generator.random(), int(generator.integers(num_objectives))
         if corner < corner_share:
-            rows.append(np.eye(num_objectives)[which])
+            rows.append([float(k == which) for k in range(num_objectives)])
         else:
-            rows.append(_rounded(generator.dirichlet(np.full(num_objectives, concentration))))
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, num_objectives, dtype=torch.float64)
+            rows.append(rounded(generator.dirichlet(np.full(num_objectives, concentration)).tolist()))
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, num_objectives)
 
 
-def _rounded(weights_K: np.ndarray) -> np.ndarray:
-    """To multiples of 1/100 that sum to 1, by the largest remainders."""
-    parts_K = np.floor(weights_K * STEPS)
-    missing = round(STEPS - parts_K.sum())
-    parts_K[np.argsort(parts_K - weights_K * STEPS, kind="stable")[:missing]] += 1
-    return parts_K / STEPS
+# -- asking ------------------------------------------------------------------------------------------------------------
 
 
-def check_template(template: str) -> None:
-    """Raises ConfigError for a template that does not have {weights} exactly once."""
-    if template.count(PLACE) != 1:
+def ask(policy: Policy, prompts: Sequence[PromptRecord | str], weights: Mapping[str, float]) -> list[PromptRecord]:
+    """Prompts that ask a conditioned policy for these weights, for `generate` and `evaluate_policy`.
+
+    Only ratios of weights count: they are brought to multiples of 1/100 that sum to 1. Scorers go on to judge the
+    prompt alone: what was asked does not change with how the answer is weighed.
+
+    Raises ConfigError for a policy that was not trained to read weights, and for weights as `Preference.shares` does.
+    """
+    preference = _preference_of(policy)
+    records = [PromptRecord(prompt=prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    return asking(records, preference, [preference.shares(weights)] * len(records))
+
+
+def asked_shares(policy: Policy, weights: Mapping[str, float]) -> dict[str, float]:
+    """What `ask` makes of weights, and its errors."""
+    return _preference_of(policy).shares(weights)
+
+
+def _preference_of(policy: Policy) -> Preference:
+    if policy.preference is None:
         raise ConfigError(
-            f"conditioned.template {template!r}: needs {PLACE} once, where the weights stand; for example {TEMPLATE!r}"
+            f"ask: {policy.name} was not trained to read weights, so it cannot be asked by them; train it with "
+            "`conditioned: {}` in a grpo recipe, or leave the weights out"
+        )
+    return policy.preference
+
+
+def asking(
+    prompts: Sequence[PromptRecord], preference: Preference, shares_P: Sequence[Mapping[str, float]]
+) -> list[PromptRecord]:
+    """Each prompt with the message that names its weights, which sum to 1, above it."""
+    return [replace(prompt, preamble=preference.text(shares)) for prompt, shares in zip(prompts, shares_P, strict=True)]
+
+
+def check_place(policy: Policy, preference: Preference) -> None:
+    """Raises ConfigError where the policy would not read the weights: its chat template refuses a system message or
+    leaves it out, or its tokenizer makes the same ids of other weights."""
+    corners = [{name: float(name == asked) for name in preference.aspects} for asked in preference.aspects]
+    halves = {name: 0.5 * (name in preference.aspects[:2]) for name in preference.aspects}
+    texts = [preference.text(shares) for shares in (*corners, halves)]
+    try:
+        read = [
+            tuple(encode_prompt(policy.tokenizer, _PROBE, prompt_format=policy.prompt_format, preamble=text))
+            for text in texts
+        ]
+    except DataError as error:
+        raise ConfigError(
+            f"conditioned: the chat template of {policy.name} has no place for a system message ({error}); use "
+            "policy.prompt_format: text, or a template that takes one"
+        ) from error
+    if len(set(read)) < len(texts):
+        raise ConfigError(
+            f"conditioned: {policy.name} reads the same tokens whatever the weights are: its chat template leaves the "
+            f"system message out, or its tokenizer does not know what stands in {texts[0]!r}; use "
+            "policy.prompt_format: text, another conditioned.template or another tokenizer"
         )
 
 
-def preference_text(weights: Mapping[str, float], template: str = TEMPLATE) -> str:
-    """The message that names weights, in the order given, to two decimals.
-
-    Example: safety 0.3, politeness 0.7: "Weigh your objectives in this way: safety 0.30, politeness 0.70."
-    """
-    check_template(template)
-    return template.replace(PLACE, ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()))
+# -- advantages --------------------------------------------------------------------------------------------------------
 
 
-def with_preference(prompt: Any, text: str, prompt_format: Literal["chat", "text"]) -> Any:
-    """The prompt a conditioned policy reads: `text` as the system message, or, without a chat template, above a string.
-
-    A system message that is already there keeps its words, `text` below them. The prompt given is left as it is.
-    Scorers judge the prompt without `text`: what was asked does not change with how the answer is weighed.
-    """
-    if isinstance(prompt, str):
-        if prompt_format == "text":
-            return f"{text}\n\n{prompt}"
-        return [{"role": "system", "content": text}, {"role": "user", "content": prompt}]
-    messages = [dict(message) for message in prompt]
-    if messages and messages[0]["role"] == "system":
-        messages[0]["content"] = f"{messages[0]['content']}\n{text}"
-        return messages
-    return [{"role": "system", "content": text}, *messages]
+def check_within_groups(method: str, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a method of `combine_objectives` that, with these options, looks across groups."""
+    over_batch = method == "chebyshev" and options.get("ideal", "batch") == "batch"
+    if method not in WITHIN_GROUPS or over_batch or options.get("base") == "gdpo" or options.get("scale") == "batch":
+        raise ValueError(
+            f"{method} with {dict(options) or 'its defaults'} looks across groups, whose weights differ: choose one of "
+            f"{', '.join(WITHIN_GROUPS)}, with options that stay within a group"
+        )
 
 
 def combine_conditioned(
@@ -127,19 +161,33 @@ def combine_conditioned(
     Example: two groups of two with rewards [1, 0] and [0, 1], the first weighed (1, 0), the second (0, 1): advantages
     +0.707, -0.707 in the first, -0.707, +0.707 in the second.
     """
-    over_batch = method == "chebyshev" and options.get("ideal", "batch") == "batch"
-    if method not in WITHIN_GROUPS or over_batch or options.get("base") == "gdpo" or options.get("scale") == "batch":
-        raise ValueError(
-            f"{method} with {options or 'its defaults'} looks across groups, whose weights differ: choose one of "
-            f"{', '.join(WITHIN_GROUPS)}, with options that stay within a group"
-        )
-    advantages_B = torch.zeros(len(rewards_BK), dtype=output_dtype(rewards_BK), device=rewards_BK.device)
+    contributions_BK = conditioned_contributions(
+        rewards_BK, group_ids_B, weights_BK, method=method, delta=delta, **options
+    )
+    return contributions_BK.sum(1).to(output_dtype(rewards_BK))
+
+
+def conditioned_contributions(
+    rewards_BK: Tensor,
+    group_ids_B: Tensor,
+    weights_BK: Tensor,
+    *,
+    method: str = "weighted_sum",
+    delta: float = 1e-4,
+    **options: Any,
+) -> Tensor:
+    """What each objective adds to each advantage of `combine_conditioned`: float64 [B, K]."""
+    check_within_groups(method, options)
+    gate_B = rewards_BK[:, options["gate"]] if method == "conditioned" and "gate" in options else None
+    contributions_BK = torch.zeros(rewards_BK.shape, dtype=torch.float64, device=rewards_BK.device)
     for group in group_ids_B.unique():
         rows = (group_ids_B == group).nonzero().flatten()
         weights_K = weights_BK[rows[0]]
         if not bool((weights_BK[rows] == weights_K).all()):
             raise ValueError(f"group {int(group)} has two preferences: number prompts with other weights apart")
-        advantages_B[rows] = combine_objectives(
+        if gate_B is not None and gate_B[rows].isnan().all() and not gate_B.isnan().all():
+            continue  # that nobody knows who passes the gate is a fault for a whole batch, and not for one group of it
+        contributions_BK[rows] = objective_contributions(
             rewards_BK[rows], group_ids_B[rows], weights_K, method=method, delta=delta, **options
         )
-    return advantages_B
+    return contributions_BK

@@ -27,6 +27,7 @@ class SweepOptions:
     judge: str | None = None
     samples: int | None = None
     seed: int = 0
+    conditioned: str | None = None  # the run or model of a policy that reads weights
 
 
 def swept_objectives(recipe: GRPOConfig) -> list[str]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.conditioned_toys import reading_tokenizer
 
-from equipoise.errors import ConfigError
+from equipoise.config.objectives import TEMPLATE, check_template
+from equipoise.data import TruncationCounter, encode_prompt
+from equipoise.data.chat import with_preamble
+from equipoise.errors import ConfigError, DataError
 from equipoise.functional.objectives import combine_objectives
-from equipoise.rollout.preference_conditioning import (
-    WITHIN_GROUPS,
-    combine_conditioned,
-    preference_text,
-    sample_weights,
-    with_preference,
-)
+from equipoise.models.preference import Preference, read_preference, rounded
+from equipoise.rollout.preference_conditioning import WITHIN_GROUPS, combine_conditioned, sample_weights
 
 MANY = range(4000)
 
@@ -70,21 +72,74 @@ def test_sampling_refuses() -> None:
 
 def test_the_message() -> None:
     weights = {"safety": 0.3, "politeness": 0.7}
-    assert preference_text(weights) == "Weigh your objectives in this way: safety 0.30, politeness 0.70."
-    assert preference_text(weights, "[{weights}]") == "[safety 0.30, politeness 0.70]"
+    preference = Preference(("politeness", "safety"), TEMPLATE)
+    assert preference.text(weights) == "Weigh your objectives in this way: politeness 0.70, safety 0.30."
+    assert Preference(("safety", "politeness"), "[{weights}]").text(weights) == "[safety 0.30, politeness 0.70]"
     for template in ("no place", "{weights} {weights}"):
-        with pytest.raises(ConfigError, match=r"needs \{weights\} once"):
-            preference_text(weights, template)
+        with pytest.raises(ValueError, match=r"needs \{weights\} once"):
+            check_template(template)
+
+
+def test_only_ratios_of_weights_count() -> None:
+    preference = Preference(("a", "b", "c"), TEMPLATE)
+    assert preference.shares({"c": 1, "a": 1, "b": 1}) == {"a": 0.34, "b": 0.33, "c": 0.33}
+    assert preference.shares({"a": 0, "b": 2, "c": 6}) == {"a": 0.0, "b": 0.25, "c": 0.75}
+    assert rounded([0.29, 0.57, 0.14]) == [0.29, 0.57, 0.14], "0.29 * 100 is 28.999... in floating point"
+    assert rounded([0.126, 0.126, 0.748]) == [0.13, 0.12, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"polite": 1, "safety": 1}, "unknown aspect 'polite'.*did you mean 'politeness'.*politeness, safety"),
+        ({"safety": 1}, "no weight for 'politeness'; add politeness=0"),
+        ({"safety": 1, "politeness": -1}, "politeness=-1; use a finite number"),
+        ({"safety": 1, "politeness": math.inf}, "politeness=inf"),
+        ({"safety": 0, "politeness": 0}, "all weights are 0"),
+    ],
+)
+def test_weights_that_cannot_be_asked(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Preference(("politeness", "safety"), TEMPLATE).shares(weights)
+
+
+def test_what_a_model_says_of_itself(tmp_path: Path) -> None:
+    file = tmp_path / "equipoise.json"
+    assert read_preference(file) is None
+    preference = Preference(("a", "b"), "x {weights}")
+    for values, expected in (({"prompt_format": "text"}, None), ({"conditioned": preference.to_json()}, preference)):
+        file.write_text(json.dumps(values))
+        assert read_preference(file) == expected
+    for broken in ("{", '{"conditioned": {}}', '{"conditioned": {"aspects": ["a"], "template": "{weights}"}}',
+                   '{"conditioned": {"aspects": ["a", "b"], "template": "x"}}', '{"conditioned": 3}'):  # fmt: skip
+        file.write_text(broken)
+        with pytest.raises(ConfigError, match=r"equipoise\.json: does not say how the policy is asked"):
+            read_preference(file)
 
 
 def test_where_the_message_stands() -> None:
-    assert with_preference("hello", "W", "text") == "W\n\nhello"
+    assert with_preamble("hello", "W", chat=False) == "W\n\nhello"
     user = {"role": "user", "content": "hello"}
-    assert with_preference("hello", "W", "chat") == [{"role": "system", "content": "W"}, user]
-    assert with_preference([user], "W", "chat") == [{"role": "system", "content": "W"}, user]
+    assert with_preamble("hello", "W", chat=True) == [{"role": "system", "content": "W"}, user]
+    assert with_preamble([user], "W", chat=True) == [{"role": "system", "content": "W"}, user]
     own = [{"role": "system", "content": "Be brief."}, user]
-    assert with_preference(own, "W", "chat") == [{"role": "system", "content": "Be brief.\nW"}, user]
+    assert with_preamble(own, "W", chat=True) == [{"role": "system", "content": "Be brief.\nW"}, user]
     assert own[0]["content"] == "Be brief.", "the prompt given is left as it is"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_that_is_cut_keeps_the_message(chat: bool) -> None:
+    tokenizer = reading_tokenizer(chat=chat)
+    text = "a 0.50, b 0.50."
+    whole = encode_prompt(tokenizer, "how do i make the cake", preamble=text)
+    assert text.replace(" ", "") in str(tokenizer.decode(whole)).replace(" ", "")
+    counter = TruncationCounter()
+    cut = encode_prompt(tokenizer, "how do i make the cake", preamble=text, max_length=len(whole) - 3, counter=counter)
+    assert counter.truncated == 1 and len(cut) == len(whole) - 3
+    shown = str(tokenizer.decode(cut)).replace(" ", "")
+    assert text.replace(" ", "") in shown and "how" not in shown and shown.count("cake") == 1
+    with pytest.raises(DataError, match=r"nothing of the prompt fits: 5 tokens allowed.*of them what stands above it"):
+        encode_prompt(tokenizer, "how do i make the cake", preamble=text, max_length=5)
 
 
 def test_advantages_example() -> None:
@@ -111,6 +166,15 @@ def test_one_preference_for_all_is_the_plain_combination(method: str) -> None:
     expected = combine_objectives(rewards, ids, weights_K, method=method, **options)
     found = combine_conditioned(rewards, ids, weights_K.expand(24, -1), method=method, **options)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_gate_that_one_group_lacks_is_no_fault() -> None:
+    rewards = torch.tensor([[math.nan, 1.0], [math.nan, 0.0], [1.0, 1.0], [0.0, 0.5]], dtype=torch.float64)
+    ids, weights = torch.tensor([0, 0, 1, 1]), torch.full((4, 2), 0.5, dtype=torch.float64)
+    found = combine_conditioned(rewards, ids, weights, method="conditioned", gate=0, delta=0.0)
+    assert found.tolist() == pytest.approx([0.0, 0.0, 0.5**0.5, -(0.5**0.5)])
+    with pytest.raises(ValueError, match="is not scored for any completion"):
+        combine_conditioned(rewards[:2], ids[:2], weights[:2], method="conditioned", gate=0)
 
 
 def test_advantages_refuse() -> None:
