@@ -315,7 +315,7 @@ def _check_names(aspects: Sequence[Aspect]) -> None:
 def _earlier_reward_model(directory: Path) -> dict[str, Any]:
     """equipoise.json of a reward model to go on from; nothing for any other checkpoint.
 
-    A policy of ours keeps its prompt format in a file of the same name.
+    A policy of ours keeps its prompt format, and how it is asked, in a file of the same name.
     """
     path = directory / REWARD_MODEL_FILE
     if not path.is_file():
@@ -324,7 +324,7 @@ def _earlier_reward_model(directory: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); save the model again") from error
-    return {} if isinstance(values, dict) and set(values) == {"prompt_format"} else _stored(directory)
+    return {} if isinstance(values, dict) and "prompt_format" in values else _stored(directory)
 
 
 def _stored(directory: Path) -> dict[str, Any]:
