@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +19,12 @@ from equipoise.errors import DataError
 from equipoise.models.aspects import Aspect
 from equipoise.models.reward_inputs import EncodedRow
 from equipoise.models.reward_model import RewardModel
-from equipoise.rollout.randomness import derived_seed
+from equipoise.rollout.randomness import derived_seed, uniforms
 
 logger = logging.getLogger("equipoise")
 
 WINDOW = 16  # batches that are sorted by length together: little padding, batches still mixed
-_ORDER = 3  # streams of random numbers
+_ORDER, _BOOTSTRAP, _MEMBERS = 3, 5, 6  # streams of random numbers
 MIN_LABELS = 2
 
 
@@ -200,3 +201,27 @@ def epoch_batches(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: i
         window = sorted(order[start : start + WINDOW * batch_size], key=lambda row: lengths[row])
         batches += [window[cut : cut + batch_size] for cut in range(0, len(window), batch_size)]
     return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def member_seeds(config: RewardConfig) -> list[int]:
+    """A seed for each member's initial weights; empty where the recipe has no ensemble."""
+    members = config.ensemble.members if config.ensemble is not None else 0
+    return [derived_seed(config.seed, _MEMBERS, member) for member in range(members)]
+
+
+def bootstrap_weights(rows: Sequence[int], config: RewardConfig) -> Tensor | None:
+    """How much each member makes of these rows of the training split: float32 [B, M]; None without a bootstrap.
+
+    Weights are drawn from an exponential distribution of mean 1, w = -ln(1 - u): the Bayesian bootstrap (Rubin, Annals
+    of Statistics 1981) up to a factor that the whole split shares. Counting how often a row would be drawn with
+    replacement leaves out a third of the rows, and with them all labels of a rare aspect; these weights are never 0.
+    u is a function of (seed, row, member) alone, so a row weighs the same in every epoch and after a resume.
+
+    Example: u = 0.5 gives ln 2 = 0.693.
+    """
+    if config.ensemble is None or not config.ensemble.bootstrap:
+        return None
+    seed = derived_seed(config.seed, _BOOTSTRAP)
+    uniform_BM = uniforms(seed, 0, np.asarray(rows), np.zeros(len(rows)), config.ensemble.members)
+    # Half a step up: u = 0 is one of the 2**23 values, and a weight of 0 would drop the row.
+    return torch.from_numpy(-np.log1p(-(uniform_BM.astype(np.float64) + 2.0**-24))).float()

@@ -20,11 +20,13 @@ from equipoise.algorithms.batches import micro_batches
 from equipoise.algorithms.reward_data import (
     EncodedSplit,
     aspects_with_moments,
+    bootstrap_weights,
     encode_split,
     epoch_batches,
     joined_splits,
     labelled_splits,
     load_splits,
+    member_seeds,
     num_batches,
 )
 from equipoise.algorithms.reward_report import (
@@ -32,6 +34,7 @@ from equipoise.algorithms.reward_report import (
     plot_aspect,
     plot_names,
     split_metrics,
+    uncertainty_metrics,
     write_report,
 )
 from equipoise.algorithms.run import Run
@@ -120,7 +123,7 @@ def train_reward(config: RewardConfig, run: Run, *, records: Sequence[ScoredReco
     if duplicates:
         logger.warning("reward: %d texts stand in more than one split, the first: %s", len(duplicates), duplicates[0])
     aspects = aspects_with_moments(config, texts["train"].labels_NK)
-    model = RewardModel.from_backbone(config.model, aspects, config.input, config.seed)
+    model = RewardModel.from_backbone(config.model, aspects, config.input, config.seed, member_seeds(config))
     splits: dict[str, EncodedSplit] = {}
     truncation: dict[str, dict[str, int]] = {}
     for split in SPLITS:
@@ -221,13 +224,17 @@ def _update(
         encoded = model.inputs.collate([training.rows[row] for row in rows or batch[:1]])
         targets_BK = targets_NK[rows] if rows else torch.full_like(targets_NK[batch[:1]], math.nan)
         predictions_BK = updater.wrapped(**{name: tensor.to(model.device) for name, tensor in encoded.items()})
-        loss, _ = masked_regression_loss(
-            predictions_BK,
-            targets_BK.to(model.device),
-            kind=config.loss,
-            normalizer=normalizer,
-            weights_K=weights_K,
-        )
+        if model.num_members:
+            weights_BM = bootstrap_weights(rows or batch[:1], config)
+            loss = ensemble_loss(predictions_BK, targets_BK.to(model.device), config, normalizer, weights_K, weights_BM)
+        else:
+            loss, _ = masked_regression_loss(
+                predictions_BK,
+                targets_BK.to(model.device),
+                kind=config.loss,
+                normalizer=normalizer,
+                weights_K=weights_K,
+            )
         summed += float(loss.detach())
         if rows:
             flops = model.forward_flops([training.rows[row] for row in rows])
@@ -239,6 +246,36 @@ def _update(
     parts += [[] for _ in range(run.largest(len(parts)) - len(parts))]
     result = updater.step([lambda part=part: loss_of(part) for part in parts])
     return {"loss": run.total(summed), **result}
+
+
+def ensemble_loss(
+    predictions_BMK: Tensor,
+    targets_BK: Tensor,
+    config: RewardConfig,
+    normalizer: float,
+    weights_K: Tensor | None = None,
+    weights_BM: Tensor | None = None,
+) -> Tensor:
+    """Mean over the members of sum_ik v_im w_k m_ik l(e_imk) / normalizer, v the weight member m gives row i.
+
+    The normaliser stays that of the unweighted labels, as the weights' mean is 1: an epoch then is the bootstrapped
+    training set, and no batch's weights are scaled back to 1.
+
+    Example: one row, one aspect, target 0, members 1 and 3, weights 2 and 1, normaliser 1: (2 * 1 + 1 * 9) / 2 = 5.5.
+    """
+    num_members = predictions_BMK.shape[1]
+    factors_BMK = torch.ones_like(predictions_BMK) if weights_K is None else weights_K.expand_as(predictions_BMK)
+    if weights_BM is not None:
+        factors_BMK = factors_BMK * weights_BM.to(factors_BMK.device)[:, :, None]
+    # Every term is a column of its own, so that it can have a weight of its own.
+    loss, _ = masked_regression_loss(
+        predictions_BMK.reshape(1, -1),
+        targets_BK[:, None].expand_as(predictions_BMK).reshape(1, -1),
+        kind=config.loss,
+        normalizer=normalizer * num_members,
+        weights_K=factors_BMK.reshape(-1),
+    )
+    return loss
 
 
 def _validate(model: RewardModel, split: EncodedSplit, config: RewardConfig, run: Run) -> dict[str, Any]:
@@ -261,21 +298,31 @@ def _validate(model: RewardModel, split: EncodedSplit, config: RewardConfig, run
 
 def predictions(model: RewardModel, split: EncodedSplit, config: RewardConfig, run: Run) -> Tensor:
     """Native scores [N, K] of a split, float64, on every process; each computes its share."""
+    return _predicted(model, split, config, run)[0]
+
+
+def _predicted(model: RewardModel, split: EncodedSplit, config: RewardConfig, run: Run) -> tuple[Tensor, Tensor]:
+    """`predictions`, and the members' standard deviations [N, K]; zeros for a model with one head."""
     own = list(range(len(split)))[run.rank :: run.num_processes]
-    scores_NK = torch.zeros(len(split), len(model.aspect_specs), dtype=torch.float64)
+    both_2NK = torch.zeros(2, len(split), len(model.aspect_specs), dtype=torch.float64)
     if own:
         size = config.micro_batch_size or config.batch_size
-        scores_NK[own] = model.score_rows([split.rows[row] for row in own], batch_size=size).double()
-    if run.num_processes == 1:
-        return scores_NK
-    return run.accelerator.reduce(scores_NK.to(run.accelerator.device), reduction="sum").cpu()  # type: ignore[union-attr]
+        rows = [split.rows[row] for row in own]
+        if model.num_members:
+            both_2NK[:, own] = torch.stack(model.score_rows_with_std(rows, batch_size=size)).double()
+        else:
+            both_2NK[0, own] = model.score_rows(rows, batch_size=size).double()
+    if run.num_processes > 1:
+        both_2NK = run.accelerator.reduce(both_2NK.to(run.accelerator.device), reduction="sum").cpu()  # type: ignore[union-attr]
+    return both_2NK[0], both_2NK[1]
 
 
 def _report(
     model: RewardModel, splits: dict[str, EncodedSplit], config: RewardConfig, run: Run, facts: dict[str, Any]
 ) -> None:
     """reward_report.json and plots/; warns of aspects that are predicted no better than by their mean."""
-    scores = {split: predictions(model, splits[split], config, run) for split in SPLITS}
+    predicted = {split: _predicted(model, splits[split], config, run) for split in SPLITS}
+    scores = {split: predicted[split][0] for split in SPLITS}
     by_split = {split: split_metrics(scores[split], splits[split].labels_NK, model.aspect_specs) for split in SPLITS}
     if not run.is_main:
         return
@@ -310,6 +357,18 @@ def _report(
             for aspect in model.aspect_specs
         },
     }
+    if config.ensemble is not None:
+        report["ensemble"] = config.ensemble.model_dump() | {
+            "aspects": {
+                aspect.name: {
+                    split: uncertainty_metrics(
+                        predicted[split][1][:, k], scores[split][:, k], splits[split].labels_NK[:, k]
+                    )
+                    for split in SPLITS
+                }
+                for k, aspect in enumerate(model.aspect_specs)
+            }
+        }
     try:
         for file, aspect, scores_N, labels_N, shown in drawn:
             plot_aspect(run.out / "plots" / file, aspect, scores_N, labels_N, shown)

@@ -46,6 +46,26 @@ def aspect_metrics(predictions_N: Tensor, labels_N: Tensor, training_mean: float
     return {"n": len(labels_N), **finite}
 
 
+def uncertainty_metrics(std_N: Tensor, predictions_N: Tensor, labels_N: Tensor) -> dict[str, float | int | None]:
+    """How well the members' disagreement says where a split's predictions are wrong, over the scored rows.
+
+    n; mean_std (native units); rmse, which an ensemble that knows its error would have for a std (labels' own noise is
+    in it); error_spearman, the rank correlation of std and |prediction - label|. None where a value is undefined.
+
+    Example: std [1, 2, 9], predictions [0, 0, 0], labels [1, -3, nan]: n 2, mean_std 1.5, rmse sqrt(5),
+    error_spearman 1.
+    """
+    scored_N = ~labels_N.isnan()
+    std_N, errors_N = std_N[scored_N].double(), (predictions_N - labels_N)[scored_N].double().abs()
+    values = {
+        "mean_std": std_N.mean(),
+        "rmse": errors_N.square().mean().sqrt(),
+        "error_spearman": spearman(std_N, errors_N) if len(errors_N) else math.nan,
+    }
+    finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+    return {"n": len(errors_N), **finite}
+
+
 def split_metrics(scores_NK: Tensor, labels_NK: Tensor, aspects: Sequence[Aspect]) -> dict[str, dict[str, Any]]:
     """`aspect_metrics` of every aspect, by name."""
     return {

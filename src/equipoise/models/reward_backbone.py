@@ -17,6 +17,7 @@ from equipoise.errors import ConfigError
 from equipoise.models.loading import _first_line, enable_checkpointing, load_config, with_builtin
 from equipoise.models.reward_head import check_padding, find_head, usable_positions
 from equipoise.models.reward_inputs import InputFormat, RewardInputs
+from equipoise.models.reward_members import Members, wide_head
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,27 @@ PAD_TOKEN = "<|pad|>"
 
 @dataclass
 class Backbone:
-    """A sequence-classification model with K outputs, checked, and the encoder of its inputs."""
+    """A sequence-classification model with K outputs, checked, and the encoder of its inputs.
+
+    With `num_members` above 0 the head has that many times K outputs, a member's K after another's.
+    """
 
     model: Any
     inputs: RewardInputs
     head_name: str
     head: nn.Linear
+    num_members: int = 0
+
+    def install(self, members: Members) -> None:
+        """Put these members in the place of the head."""
+        self.head = wide_head(members)
+        self.num_members = len(members["weight"])
+        self.model.set_submodule(self.head_name, self.head)
+
+    @property
+    def head_std(self) -> float:
+        """Standard deviation of a fresh head's weights."""
+        return float(getattr(self.model.config.get_text_config(), "initializer_range", None) or 0.02)
 
 
 def new_backbone(
@@ -60,15 +76,15 @@ def new_backbone(
         probe = inputs.collate(inputs.rows(["a", "a a"], ["a", "a"]))
         head_name, head = find_head(model, probe, config.model)
         check_padding(model, probe, tokenizer.pad_token_id, config.model)
+        backbone = Backbone(model, inputs, head_name, head)
         if not keep_head:
-            std = float(getattr(model_config.get_text_config(), "initializer_range", None) or 0.02)
-            nn.init.normal_(head.weight, std=std)
+            nn.init.normal_(head.weight, std=backbone.head_std)
             if head.bias is not None:
                 nn.init.zeros_(head.bias)
     inputs.truncation = type(inputs.truncation)()
     if config.gradient_checkpointing:
         enable_checkpointing(model)
-    return Backbone(model, inputs, head_name, head)
+    return backbone
 
 
 def saved_backbone(directory: str, input_format: InputFormat) -> Backbone:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,23 @@ from equipoise.models.aspects import Aspect
 from equipoise.models.loading import check_model_directory, default_device, resolve_precision
 from equipoise.models.reward_backbone import Backbone, new_backbone, quiet_transformers, saved_backbone
 from equipoise.models.reward_head import folded_head
-from equipoise.models.reward_inputs import EncodedRow, InputFormat, Prompt, TruncationCount
+from equipoise.models.reward_inputs import EncodedRow, InputFormat, Prompt, TruncationCount, length_batches
+from equipoise.models.reward_members import (
+    fresh_members,
+    mean_and_std,
+    mean_head,
+    read_members,
+    split_heads,
+    write_members,
+)
 
 REWARD_MODEL_FILE = "equipoise.json"
 FORMAT_VERSION = 1
 
 
 class RewardModule(nn.Module):
-    """What `accelerator.prepare` wraps: encoded batch in, standardised predictions [B, K] out (float32).
+    """What `accelerator.prepare` wraps: encoded batch in, standardised predictions [B, K] out (float32); [B, M, K] of
+    a model with M members.
 
     Standardised means in units of each aspect's training std, from its training mean. A fresh network is trained to
     answer in these units; a saved one answers in native units, which `scale` and `shift` undo.
@@ -37,19 +46,21 @@ class RewardModule(nn.Module):
     scale_K: Tensor
     shift_K: Tensor
 
-    def __init__(self, model: Any, precision: str) -> None:
+    def __init__(self, model: Any, precision: str, num_members: int = 0) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self.num_members = num_members
         num_labels = model.config.num_labels
         self.register_buffer("scale_K", torch.ones(num_labels), persistent=False)
         self.register_buffer("shift_K", torch.zeros(num_labels), persistent=False)
 
     def logits(self, **batch: Tensor) -> Tensor:
-        """The network's own outputs [B, K], float32."""
+        """The network's own outputs [B, K], float32; [B, M, K] with members."""
         device_type = batch["input_ids"].device.type
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.model(**batch).logits.float()
+            logits = self.model(**batch).logits.float()
+        return logits.unflatten(1, (self.num_members, -1)) if self.num_members else logits
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Standardised predictions [B, K] of a batch from `RewardModel.encode`."""
@@ -62,12 +73,15 @@ class RewardModel:
     `native = logits * native_scale + native_offset`: a network in training has its aspects' std and mean there; a
     loaded one has 1 and the stored `offset`, because saving folds the scaling into the last linear layer.
 
+    A model with M members has M heads on one backbone: a score is the mean of their outputs, and `with_std` says by
+    how much they disagree. The head is linear, so that mean is what the saved, averaged head computes.
+
     Attributes:
         module: the network (`RewardModule`), float32 weights.
         aspect_specs: the aspects, in the order of the outputs.
         inputs: the encoder of prompts and responses; `inputs.truncation` counts what did not fit.
         source: directory or hub name, for messages.
-        scored_flops: FLOPs that scoring has cost so far.
+        scored_flops: FLOPs that scoring has cost so far, the padding of its batches included.
     """
 
     def __init__(
@@ -86,7 +100,7 @@ class RewardModel:
         self.tokenizer = backbone.inputs.tokenizer
         self.source = source
         size = sum(parameter.numel() for parameter in backbone.model.parameters())
-        self.module = RewardModule(backbone.model, resolve_precision(precision, size))
+        self.module = RewardModule(backbone.model, resolve_precision(precision, size), backbone.num_members)
         self.native_scale = list(native_scale) if native_scale else [aspect.std for aspect in aspects]
         self.native_offset = list(native_offset) if native_offset else [aspect.mean for aspect in aspects]
         self.scored_flops = 0.0
@@ -100,6 +114,7 @@ class RewardModel:
         aspects: Sequence[Aspect],
         input_format: InputFormatConfig | InputFormat | None = None,
         seed: int = 0,
+        member_seeds: Sequence[int] = (),
     ) -> RewardModel:
         """A new reward model with one fresh output per aspect, to be trained; in evaluation mode until then.
 
@@ -111,16 +126,29 @@ class RewardModel:
             aspects: names, directions, and the mean and std of the training labels.
             input_format: the `input:` block; `pair` with 512 tokens by default.
             seed: of the weights that the checkpoint does not give.
+            member_seeds: one for each member of an ensemble of heads, two at least, of its initial weights; a saved
+                model with as many members keeps those. Empty: one head.
 
         Raises ConfigError naming the model and the mend: nothing there, no sequence-classification class, an
-        encoder-decoder, outputs that change with padding, more tokens than embeddings, nothing fits the context.
+        encoder-decoder, outputs that change with padding, more tokens than embeddings, nothing fits the context, a
+        single member.
         """
         _check_names(aspects)
+        if len(member_seeds) == 1:
+            raise ConfigError("an ensemble needs at least two members; one has nothing to disagree with")
         layout = _input_format(input_format)
         names = [aspect.name for aspect in aspects]
         earlier = _earlier_reward_model(Path(config.model))
         continues = config.initialise == "pretrained" and list(earlier.get("aspects", {})) == names
+        if member_seeds and earlier.get("members") != len(member_seeds):
+            continues = False  # one head, or another number of them: nothing to start each member from
         backbone = new_backbone(config, names, layout, seed, keep_head=continues)
+        if member_seeds:
+            backbone.install(
+                read_members(Path(config.model), names, len(member_seeds), backbone.head)
+                if continues
+                else fresh_members(backbone.head, member_seeds, backbone.head_std)
+            )
         scale = [1.0] * len(names) if continues else None
         offset = [float(value) for value in earlier["offset"]] if continues else None
         return cls(
@@ -144,7 +172,8 @@ class RewardModel:
             precision: of the forward pass. float32 scores as plain `transformers` does; bfloat16 is faster and exact
                 to about 1% of an aspect's std.
 
-        Raises ConfigError where the directory is missing, is not a reward model, or contradicts itself.
+        Raises ConfigError where the directory is missing, is not a reward model, or contradicts itself,
+        CheckpointError where its members (ensemble.safetensors) are missing, broken or another model's.
         """
         path = Path(directory)
         check_model_directory(str(path))
@@ -161,6 +190,8 @@ class RewardModel:
                 f"{path}: config.json names the outputs {labels} and {REWARD_MODEL_FILE} names the aspects {names}; "
                 "the two files do not belong together, save the reward model again"
             )
+        if values.get("members"):
+            backbone.install(read_members(path, names, values["members"], backbone.head))
         model = cls(
             backbone,
             aspects,
@@ -193,34 +224,80 @@ class RewardModel:
         """
         return self.inputs.collate(self.inputs.rows(prompts, responses))
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch_size: int = 32) -> Tensor:
+    @property
+    def num_members(self) -> int:
+        """Members of the ensemble of heads, 0 for a model with one head."""
+        return self.module.num_members
+
+    @overload
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        *,
+        batch_size: int = ...,
+        with_std: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch_size: int = ..., with_std: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, batch_size: int = 32, with_std: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Predicted scores [B, K], float32 on the CPU, in native units, columns as in `aspects`.
 
-        Rows of similar length share a batch; the result is in the order given and does not depend on the batching
-        beyond rounding. Raises RewardError naming aspect and row for a prediction that is not finite.
+        Rows of similar length share a batch, which holds no more tokens than `batch_size` rows of the longest have; the
+        result is in the order given and does not depend on the batching beyond rounding. With members the scores are
+        their mean, and `with_std` adds their unbiased (M - 1) standard deviation, [B, K]: the pair (mean, std).
+
+        Raises RewardError naming aspect and row for a prediction that is not finite, ConfigError for `with_std` of a
+        model without members.
         """
-        return self.score_rows(self.inputs.rows(prompts, responses), batch_size=batch_size)
+        rows = self.inputs.rows(prompts, responses)
+        if with_std:
+            return self.score_rows_with_std(rows, batch_size=batch_size)
+        return self.score_rows(rows, batch_size=batch_size)
 
     def score_rows(self, rows: Sequence[EncodedRow], *, batch_size: int = 32) -> Tensor:
         """`score` of rows already encoded by `inputs.rows`."""
-        scores_BK = torch.empty(len(rows), len(self.aspect_specs))
+        if self.num_members:
+            return self.score_rows_with_std(rows, batch_size=batch_size)[0]
+        return self._outputs(rows, batch_size)
+
+    def score_rows_with_std(self, rows: Sequence[EncodedRow], *, batch_size: int = 32) -> tuple[Tensor, Tensor]:
+        """`score` with `with_std` of rows already encoded by `inputs.rows`."""
+        if not self.num_members:
+            raise ConfigError(
+                f"{self.source}: has one head, so nothing says how sure it is; train it with `ensemble: {{members: 4}}`"
+                ", or take several models with RewardEnsemble.load"
+            )
+        return mean_and_std(self._outputs(rows, batch_size))
+
+    def _outputs(self, rows: Sequence[EncodedRow], batch_size: int) -> Tensor:
+        """Native outputs of the rows, in their order: [B, K], [B, M, K] with members."""
+        shape = (self.num_members, len(self.aspect_specs)) if self.num_members else (len(self.aspect_specs),)
+        scores = torch.empty(len(rows), *shape)
         scale_K = torch.tensor(self.native_scale, device=self.device)
         offset_K = torch.tensor(self.native_offset, device=self.device)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids), reverse=True)
+        lengths = [len(row.ids) for row in rows]
+        executed = 0.0
         was_training = self.module.training
         self.module.eval()
         try:
             with torch.no_grad():
-                for start in range(0, len(order), batch_size):
-                    indices = order[start : start + batch_size]
+                for indices in length_batches(lengths, batch_size * max(lengths, default=0)):
+                    executed += len(indices) * self._row_flops(lengths[indices[0]])
                     batch = self.inputs.collate([rows[index] for index in indices])
                     logits = self.module.logits(**{name: tensor.to(self.device) for name, tensor in batch.items()})
-                    scores_BK[indices] = (logits * scale_K + offset_K).cpu()
+                    scores[indices] = (logits * scale_K + offset_K).cpu()
         finally:
             self.module.train(was_training)
-        self._check_finite(scores_BK)
-        self.scored_flops += self.forward_flops(rows)
-        return scores_BK
+        self._check_finite(scores)
+        self.scored_flops += executed
+        return scores
 
     def forward_flops(self, rows: Sequence[EncodedRow]) -> float:
         """FLOPs of a forward pass over these rows, a multiplication and an addition each as one; padding not counted.
@@ -228,8 +305,11 @@ class RewardModel:
         Two for each weight of a matrix and token (embeddings are look-ups), four times width and layers for each pair
         of tokens. Example: 10 tokens in one row, 1000 weights, 2 layers of width 8: 20,000 + 64 * 100 = 26,400.
         """
+        return sum(self._row_flops(len(row.ids)) for row in rows)
+
+    def _row_flops(self, length: int) -> float:
         weights, per_pair = self._flop_counts
-        return sum(2.0 * weights * len(row.ids) + per_pair * len(row.ids) ** 2 for row in rows)
+        return 2.0 * weights * length + per_pair * length**2
 
     @cached_property
     def _flop_counts(self) -> tuple[int, float]:
@@ -260,8 +340,13 @@ class RewardModel:
         return target
 
     def _write(self, directory: Path) -> None:
-        model = self._backbone.model
-        head, offset = folded_head(self._backbone.head_name, self._backbone.head, self.native_scale, self.native_offset)
+        model, name, members = self._backbone.model, self._backbone.head_name, self.num_members
+        copies = members or 1
+        head, offset = folded_head(name, self._backbone.head, self.native_scale * copies, self.native_offset * copies)
+        if members:
+            heads = split_heads(head, members)
+            write_members(directory, heads, self.aspects)
+            head = {f"{name}.{last}": tensor for last, tensor in mean_head(heads).items()}
         state = {**model.state_dict(), **head}
         with quiet_transformers():
             model.save_pretrained(directory, state_dict=state)
@@ -270,8 +355,9 @@ class RewardModel:
             "format_version": FORMAT_VERSION,
             "kind": "reward_model",
             "aspects": {aspect.name: aspect.to_json() for aspect in self.aspect_specs},
-            "offset": offset,
+            "offset": offset[: len(self.aspect_specs)],
             "input_format": self.inputs.format.to_json(),
+            **({"members": members} if members else {}),
         }
         (directory / REWARD_MODEL_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -282,12 +368,13 @@ class RewardModel:
         self.module.scale_K.copy_(torch.tensor([scale for scale, _ in pairs]))
         self.module.shift_K.copy_(torch.tensor([shift for _, shift in pairs]))
 
-    def _check_finite(self, scores_BK: Tensor) -> None:
-        broken = (~torch.isfinite(scores_BK)).nonzero()
+    def _check_finite(self, scores: Tensor) -> None:
+        broken = (~torch.isfinite(scores)).nonzero()
         if len(broken):
-            row, k = broken[0].tolist()
+            place = broken[0].tolist()
+            row, k = place[0], place[-1]
             raise RewardError(
-                f"{self.source}: the score of aspect {self.aspects[k]!r} in row {row} is {float(scores_BK[row, k])} "
+                f"{self.source}: the score of aspect {self.aspects[k]!r} in row {row} is {float(scores[tuple(place)])} "
                 f"({len(broken)} such scores); the model's weights or its training are broken"
             )
 
@@ -351,6 +438,9 @@ def _stored(directory: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: `offset` is {offset!r}; expected {len(values['aspects'])} numbers, one per aspect")
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in offset):
         raise ConfigError(f"{path}: `offset` is {offset!r}; expected finite numbers")
+    members = values.get("members")
+    if members is not None and (type(members) is not int or members < 2):
+        raise ConfigError(f"{path}: `members` is {members!r}; expected a whole number of at least 2, or no such key")
     for name, entry in values["aspects"].items():
         if not isinstance(entry, Mapping) or "higher_is_better" not in entry:
             raise ConfigError(f"{path}: aspect {name!r} has no `higher_is_better`")
