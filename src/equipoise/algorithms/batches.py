@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from equipoise.algorithms.run import Run
+from equipoise.rollout.passes import TOKENS_PER_PASS
 from equipoise.rollout.randomness import derived_seed
 
 Row = TypeVar("Row")
@@ -39,11 +40,32 @@ def own_part(rows: Sequence[Row], rank: int, num_processes: int) -> list[Row]:
     return list(rows[start:stop])
 
 
-def own_micro_batches(rows: Sequence[SizedRow], size: int | None, run: Run) -> list[list[SizedRow]]:
-    """This process's micro-batches, rows of like length together; as many on every process, empty ones at the end."""
+def own_micro_batches(
+    rows: Sequence[SizedRow], size: int | None, run: Run, *, tokens: int = TOKENS_PER_PASS
+) -> list[list[SizedRow]]:
+    """This process's micro-batches, rows of like length together; as many on every process, empty ones at the end.
+
+    Each has at most `size` rows, or, where that is None, as many as hold `tokens`: see `length_slices`.
+    """
     own = sorted(own_part(rows, run.rank, run.num_processes), key=len)
-    parts = [own[part] for part in micro_batches(len(own), size)]
+    parts = [own[part] for part in length_slices([len(row) for row in own], size, tokens)]
     return parts + [[] for _ in range(run.largest(len(parts)) - len(parts))]
+
+
+def length_slices(lengths: Sequence[int], size: int | None, tokens: int = TOKENS_PER_PASS) -> list[slice]:
+    """Slices of these ascending lengths, at least one: of at most `size` rows.
+
+    Where `size` is None, of as many rows as hold at most `tokens` with their padding, or of one.
+
+    Example, 12 tokens: [2, 3, 4, 5, 20] gives [2, 3, 4], [5], [20].
+    """
+    if size is not None:
+        return micro_batches(len(lengths), size)
+    starts = [0]
+    for row, length in enumerate(lengths):
+        if row > starts[-1] and (row + 1 - starts[-1]) * length > tokens:
+            starts.append(row)
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True)]
 
 
 def micro_batches(num_rows: int, size: int | None) -> list[slice]:

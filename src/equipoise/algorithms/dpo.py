@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from equipoise.algorithms.batches import batch_indices, own_micro_batches
-from equipoise.algorithms.dpo_reference import EncodedPair, reference_logprobs
+from equipoise.algorithms.dpo_reference import PAIR_TOKENS, EncodedPair, reference_logprobs
 from equipoise.algorithms.online import Evaluate, evaluated
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import collate
@@ -158,7 +158,7 @@ def _update(
         )
         return losses.loss / len(rows)
 
-    parts = own_micro_batches(rows, config.micro_batch_size, run)
+    parts = own_micro_batches(rows, config.micro_batch_size, run, tokens=PAIR_TOKENS)
     result = updater.step([lambda part=part: loss_of(part, rows[0]) for part in parts])
     means = _means(sums, config, run)
     return {"loss": means.pop("loss"), **result, **{f"dpo/{name}": value for name, value in means.items()}}
@@ -168,7 +168,7 @@ def _validate(policy: Policy, rows: list[ReferencedPair], config: DPOConfig, run
     """The same quantities over the held-out pairs; nothing is trained."""
     sums: Counter[str] = Counter()
     with torch.no_grad():
-        for part in own_micro_batches(rows, config.micro_batch_size or config.batch_size, run):
+        for part in own_micro_batches(rows, config.micro_batch_size, run, tokens=PAIR_TOKENS):
             if part:
                 sums.update(PairLosses(policy, part, config, policy.module).sums)
             else:  # a sharded model needs every process in every pass

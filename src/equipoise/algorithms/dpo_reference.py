@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from equipoise.algorithms.batches import micro_batches, own_part
+from equipoise.algorithms.batches import length_slices, own_part
 from equipoise.algorithms.checkpoint import flush_to_disk
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.sft import EncodedDemonstration, collate
@@ -29,8 +29,10 @@ from equipoise.errors import CheckpointError, DataError, EquipoiseError
 from equipoise.models.flops import FlopCounter
 from equipoise.models.policy import Policy
 from equipoise.models.policy_module import PolicyModule
+from equipoise.rollout.passes import TOKENS_PER_PASS
 
 FILE = "reference.safetensors"
+PAIR_TOKENS = TOKENS_PER_PASS // 2  # of the longer response of each pair in a pass without micro_batch_size
 _METADATA = "equipoise"  # one key: the order of several would differ from file to file
 
 
@@ -71,9 +73,9 @@ def reference_logprobs(
     digest = digest_of(splits)
     if run.restore() is not None:
         return _read(path, digest, splits)
-    rows_at_once = 2 * (config.micro_batch_size or config.batch_size)
     with run.failing_together():
-        found = {name: _own_logprobs(policy, pairs, rows_at_once, counter, run) for name, pairs in splits.items()}
+        size = config.micro_batch_size
+        found = {name: _own_logprobs(policy, pairs, size, counter, run) for name, pairs in splits.items()}
     # Every process has filled its own rows of zeros: the sum puts them together exactly.
     found = {name: _sum_over_processes(values_N2, run) for name, values_N2 in found.items()}
     _check_finite(found, policy)
@@ -95,24 +97,24 @@ def digest_of(splits: Mapping[str, Sequence[EncodedPair]]) -> str:
 
 
 def _own_logprobs(
-    policy: Policy, pairs: Sequence[EncodedPair], rows_at_once: int, counter: FlopCounter, run: Run
+    policy: Policy, pairs: Sequence[EncodedPair], pairs_at_once: int | None, counter: FlopCounter, run: Run
 ) -> Tensor:
     """This process's rows of [N, 2], zeros elsewhere. No collective operation: the number of passes differs."""
     dtype = torch.float64 if next(policy.module.parameters()).dtype == torch.float64 else torch.float32
     values_N2 = torch.zeros(len(pairs), 2, dtype=dtype)
-    places = [(row, side) for row in own_part(range(len(pairs)), run.rank, run.num_processes) for side in (0, 1)]
-    places.sort(key=lambda place: len(pairs[place[0]].sides[place[1]]))  # rows of like length share a pass
+    own = sorted(own_part(range(len(pairs)), run.rank, run.num_processes), key=lambda row: len(pairs[row]))
     with _reference(policy) as module:
-        for part in micro_batches(len(places), rows_at_once):
-            if not places[part]:
+        for part in length_slices([len(pairs[row]) for row in own], pairs_at_once, PAIR_TOKENS):
+            if not own[part]:
                 continue
-            rows = [pairs[row].sides[side] for row, side in places[part]]
+            places = [(row, side) for row in own[part] for side in (0, 1)]  # side by side: they share their prompt
+            rows = [pairs[row].sides[side] for row, side in places]
             ids, mask, completion_mask = collate(policy, rows)
             summed_B = module(ids, mask, completion_mask).logprobs_BT.sum(dim=1)
             first = ids.shape[1] - completion_mask.shape[1]
             counts = counter.counts(ids[:, :first], mask[:, :first], completion_mask)
             run.count(reference=counter.forward(*counts))
-            for (row, side), value in zip(places[part], summed_B.to(values_N2), strict=True):
+            for (row, side), value in zip(places, summed_B.to(values_N2), strict=True):
                 values_N2[row, side] = value
     return values_N2
 

@@ -22,6 +22,7 @@ from equipoise.functional.masking import masked_fill_zero
 from equipoise.models.flops import FlopCounter
 from equipoise.models.policy import Policy, load_policy
 from equipoise.models.policy_module import PolicyModule, TokenScores, ValueHead
+from equipoise.rollout.logprobs import look_parts
 from equipoise.rollout.types import Rollout
 
 Counts = tuple[int, float, int]
@@ -108,8 +109,28 @@ def critic_values(critic: Critic, rollout: Rollout) -> Tensor:
     return (wrapped if wrapped is not None else critic.module)(ids, mask, rollout.completion_ids_BT.shape[1])
 
 
-def shared_look(policy: Policy, rollout: Rollout) -> tuple[TokenScores, Tensor]:
-    """Scores of the completion tokens, and values as `critic_values` has them, from one pass without gradients.
+def values_in_chunks(critic: Critic, rollout: Rollout, micro_batch_size: int) -> Tensor:
+    """`critic_values` without gradients, a part at a time as `look_parts` has them, rows in the order they came in."""
+    parts = look_parts(critic.module.body, rollout, micro_batch_size)
+    with torch.no_grad():
+        values = torch.cat([critic_values(critic, rollout[part]) for part in parts])
+    return values[torch.cat(parts).argsort().to(values.device)]
+
+
+def shared_look(policy: Policy, rollout: Rollout, micro_batch_size: int) -> tuple[TokenScores, Tensor]:
+    """Scores of the completion tokens, and values as `critic_values` has them, from the same passes, no gradients.
+
+    Parts are as in `values_in_chunks`.
+    """
+    parts = look_parts(policy.module, rollout, micro_batch_size)
+    back = torch.cat(parts).argsort().to(policy.device)
+    looks = [_shared_part(policy, rollout[part]) for part in parts]
+    logprobs, entropy, unit, values = (torch.cat(column)[back] for column in zip(*looks, strict=True))
+    return TokenScores(logprobs, entropy, unit, None), values
+
+
+def _shared_part(policy: Policy, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies, log-probabilities at temperature 1 [B, T] and values [B, T + 1] of one pass.
 
     A column that nothing attends to is added on the right, so that there is a state before it in every row.
     """
@@ -129,7 +150,7 @@ def shared_look(policy: Policy, rollout: Rollout) -> tuple[TokenScores, Tensor]:
         )
     completion = rollout.completion_mask_BT
     logprobs, entropy, unit = (masked_fill_zero(part[:, :tokens], completion) for part in scores[:3])
-    return TokenScores(logprobs, entropy, unit, None), scores.values_BT
+    return logprobs, entropy, unit, scores.values_BT
 
 
 class CriticCost:

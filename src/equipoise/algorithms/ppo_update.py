@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.algorithms.online import ROWS_WITHOUT_GRADIENT, PolicyObserver, own_passes
-from equipoise.algorithms.ppo_critic import Critic, CriticCost, critic_values, shared_look
+from equipoise.algorithms.ppo_critic import Critic, CriticCost, critic_values, shared_look, values_in_chunks
 from equipoise.algorithms.ppo_signal import FirstLook, TokenSignal
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import Updater
@@ -19,7 +19,6 @@ from equipoise.config import PPOConfig
 from equipoise.functional import clipped_policy_loss, value_loss
 from equipoise.models.flops import FlopCounter
 from equipoise.models.policy import Policy
-from equipoise.models.policy_module import TokenScores
 from equipoise.rollout.logprobs import score_in_chunks, score_tokens
 from equipoise.rollout.types import Rollout
 
@@ -49,25 +48,16 @@ class Learner:
     def first_look(self, rollout: Rollout, seen: PolicyObserver) -> FirstLook:
         """What is computed once on a rollout, before its first update."""
         rows_at_once = self.config.micro_batch_size or ROWS_WITHOUT_GRADIENT
-        parts = [rollout[slice(i, i + rows_at_once)] for i in range(0, len(rollout), rows_at_once)]
         counts = self.cost.counts(rollout.prompt_ids_BS, rollout.prompt_mask_BS, rollout.completion_mask_BT)
         reference = None
         if self.config.beta > 0:
             reference = score_in_chunks(self.policy.reference, rollout, rows_at_once, with_unit_logprobs=True)
             self.run.count(reference=self.cost.forward(*counts))
         if self.critic is None:
-            looks = [shared_look(self.policy, part) for part in parts]
-            scores = TokenScores(
-                *(
-                    torch.cat(column) if column[0] is not None else None
-                    for column in zip(*(s for s, _ in looks), strict=True)
-                )  # type: ignore[arg-type]
-            )
-            values_BS = torch.cat([values for _, values in looks])
+            scores, values_BS = shared_look(self.policy, rollout, rows_at_once)
         else:
             scores = score_in_chunks(self.policy, rollout, rows_at_once, with_entropy=True, with_unit_logprobs=True)
-            with torch.no_grad():
-                values_BS = torch.cat([critic_values(self.critic, part) for part in parts])
+            values_BS = values_in_chunks(self.critic, rollout, rows_at_once)
         self.run.count(forward=self.cost.forward(*counts), critic=self.critic_cost.forward(counts))
         seen.observe(torch.arange(len(rollout)), scores, reference)
         after = rollout.lengths_B[:, None]  # a state lies before each token, and one more after the last

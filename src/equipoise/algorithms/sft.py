@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equipoise.algorithms.batches import batch_indices, micro_batches, own_micro_batches, own_part
+from equipoise.algorithms.batches import batch_indices, own_micro_batches
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.steps import Updater
 from equipoise.algorithms.stopping import Ending
@@ -139,14 +139,14 @@ def _update(
 
 def _validation_loss(policy: Policy, rows: list[EncodedDemonstration], config: SFTConfig, run: Run) -> float:
     """Mean token loss in nats over all validation demonstrations."""
-    own = sorted(own_part(rows, run.rank, run.num_processes), key=len)
     summed, tokens = 0.0, 0.0
     with torch.no_grad():
-        for part in micro_batches(len(own), config.micro_batch_size or config.batch_size):
-            if own[part]:
-                ids, mask, completion_mask = collate(policy, own[part])
-                summed -= float(policy.module(ids, mask, completion_mask).logprobs_BT.sum())
-                tokens += float(completion_mask.sum())
+        for part in own_micro_batches(rows, config.micro_batch_size, run):
+            ids, mask, completion_mask = collate(policy, part or rows[:1])
+            if not part:  # a sharded model needs every process in every pass
+                completion_mask = torch.zeros_like(completion_mask)
+            summed -= float(policy.module(ids, mask, completion_mask).logprobs_BT.sum())
+            tokens += float(completion_mask.sum())
     totals = run.totals({"summed": summed, "tokens": tokens})
     return totals["summed"] / totals["tokens"]
 

@@ -218,6 +218,13 @@ class GRPOConfig(Recipe):
         _check_online(self)
         if self.scale != "std" and self.combine.method != "weighted_sum":
             raise ValueError(f"scale {self.scale!r} applies to combine.method weighted_sum only")
+        if self.scale == "leave_one_out" and self.reduction == "sequence_mean":
+            # E[(1/|y|) grad log p(y)] is the gradient of E[1/|y|], not 0: what is subtracted is no baseline any more.
+            raise ValueError(
+                "scale 'leave_one_out' is unbiased for the summed log-probability of a completion, and reduction "
+                "sequence_mean divides it by the completion's own length; use reduction constant or token_mean, or "
+                "scale none"
+            )
         if self.kl_in == "reward" and self.combine.method != "weighted_sum":
             raise ValueError("kl_in 'reward' applies to combine.method weighted_sum only: gdpo would rescale beta away")
         if self.constant is not None and self.reduction != "constant":
@@ -365,6 +372,11 @@ class PPOConfig(Recipe):
                     f"adaptive_kl.horizon ({self.adaptive_kl.horizon}) is too short for {completions} completions a "
                     f"step, beta could turn negative: use one above {0.2 * completions:g}"
                 )
+        if self.truncation == "bootstrap" and self.mask_truncated:
+            raise ValueError(
+                "truncation 'bootstrap' has no effect with mask_truncated, which leaves the completions it is about "
+                "out of both losses; remove one of the two"
+            )
         return self
 
 
@@ -474,6 +486,8 @@ class DPOConfig(Recipe):
             )
         if self.stop is not None and self.stop.max_kl is not None:
             raise ValueError("stop.max_kl: DPO samples nothing, so there is no `kl`: remove it, and use stop.on")
+        if self.stop is not None and self.stop.max_uncertainty is not None:
+            raise ValueError("stop.max_uncertainty: DPO scores nothing in training: remove it, and use stop.on")
         _check_stop(self.stop, self.evaluation)
         _check_nothing_is_generated(self.budget, "dpo")
         return self

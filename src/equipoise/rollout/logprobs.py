@@ -53,16 +53,9 @@ def score_tokens(
 
 
 def score_in_chunks(model: Any, rollout: Rollout, micro_batch_size: int, **options: Any) -> TokenScores:
-    """`score_tokens` without gradients, a part at a time, rows in the order they came in.
-
-    A part is `micro_batch_size` rows, or, where the model packs rows, as many as make no more tokens than that many
-    padded rows have: groups stay together, so that their prompts are read once.
-    """
+    """`score_tokens` without gradients, a part at a time as `look_parts` has them, rows in the order they came in."""
     with torch.no_grad(), _callable(model) as module:
-        if getattr(module, "packs", False) and not is_sharded(module):
-            parts = passes(rollout, torch.arange(len(rollout)), tokens=micro_batch_size * _columns(rollout))
-        else:  # processes that share a model's weights take part in as many passes as every other
-            parts = list(torch.arange(len(rollout)).split(micro_batch_size))
+        parts = look_parts(module, rollout, micro_batch_size)
         scores = [_score(module, rollout[part], **options) for part in parts]
     back = torch.argsort(torch.cat(parts))
 
@@ -71,6 +64,18 @@ def score_in_chunks(model: Any, rollout: Rollout, micro_batch_size: int, **optio
         return torch.cat(found)[back.to(found[0].device)] if found else None
 
     return TokenScores(*(whole(columns) for columns in zip(*scores, strict=True)))  # type: ignore[arg-type]
+
+
+def look_parts(module: Any, rollout: Rollout, micro_batch_size: int) -> list[Tensor]:
+    """Rows of each pass without gradients, every row in one of them.
+
+    A part is `micro_batch_size` rows, or, where the model packs rows, as many as make no more tokens than that many
+    padded rows have: groups stay together, so that their prompts are read once.
+    """
+    rows = torch.arange(len(rollout))
+    if getattr(module, "packs", False) and not is_sharded(module):
+        return passes(rollout, rows, tokens=micro_batch_size * _columns(rollout))
+    return list(rows.split(micro_batch_size))  # processes that share weights take part in as many passes as every other
 
 
 def _columns(rollout: Rollout) -> int:

@@ -283,7 +283,8 @@ def _need_data(config: SFTConfig | DPOConfig, configs: Configs, lengths: Lengths
     sides = 2 if isinstance(config, DPOConfig) else 1
     prompt = min(lengths.prompt or 0, config.max_length - 1)
     response = _cut(config.max_length - prompt, lengths.completion)
-    count = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    count = config.micro_batch_size or max(1, TOKENS_PER_PASS // (sides * (prompt + response)))
+    count = min(count, config.batch_size)
     batch = Batch(count, count * sides, prompt, response)
     times = config.batch_size / count
     phases = {"update": update_terms(net, batch, math.ceil(times), kept_weights=on_gpu)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from equipoise.algorithms.batches import batch_indices, micro_batches, own_part
+from equipoise.algorithms.batches import batch_indices, length_slices, micro_batches, own_part
 
 
 @pytest.mark.parametrize(("rows", "size"), [(10, 3), (10, 5), (4, 7), (1, 4), (13, 1)])
@@ -37,3 +37,21 @@ def test_micro_batches(rows: int, size: int | None, expected: list[int]) -> None
     parts = micro_batches(rows, size)
     assert [part.stop - part.start for part in parts] == expected
     assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
+
+
+def test_length_slices_worked() -> None:
+    """2, 3 and 4 tokens pad to 3 * 4 = 12; with 5 it would be 20, and the row of 20 fits nowhere."""
+    assert length_slices([2, 3, 4, 5, 20], None, 12) == [slice(0, 3), slice(3, 4), slice(4, 5)]
+    assert length_slices([2, 3, 4, 5, 20], 4, 12) == [slice(0, 4), slice(4, 5)]
+    assert length_slices([], None, 12) == [slice(0, 0)] == length_slices([], 3)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40, 1000])
+def test_length_slices_hold_as_much_as_fits(tokens: int) -> None:
+    lengths = sorted([1, 9, 2, 2, 3, 17, 5, 5, 8, 30, 4])
+    slices = length_slices(lengths, None, tokens)
+    assert [row for part in slices for row in range(len(lengths))[part]] == list(range(len(lengths)))
+    for part, after in zip(slices, [*slices[1:], None], strict=True):
+        rows = part.stop - part.start
+        assert rows == 1 or rows * lengths[part.stop - 1] <= tokens
+        assert after is None or (rows + 1) * lengths[part.stop] > tokens, "one row more would not have fitted"

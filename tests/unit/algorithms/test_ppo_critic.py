@@ -26,6 +26,7 @@ from equipoise.algorithms.ppo_critic import (
     make_critic,
     save_critic,
     shared_look,
+    values_in_chunks,
 )
 from equipoise.algorithms.run import Run
 from equipoise.config import PPOConfig
@@ -61,7 +62,7 @@ def randomised(head: Any) -> None:
 
 def values_of(policy: Policy, critic: Critic | None, rollout: Any) -> Tensor:
     with torch.no_grad():
-        return shared_look(policy, rollout)[1] if critic is None else critic_values(critic, rollout)
+        return shared_look(policy, rollout, 2)[1] if critic is None else critic_values(critic, rollout)
 
 
 @pytest.mark.parametrize("kind", ["separate", "shared"])
@@ -88,13 +89,29 @@ def test_values_are_those_of_the_state_before_each_token_and_after_the_last(
 def test_a_shared_look_scores_as_score_tokens_does(directory: Path, tmp_path: Path) -> None:
     policy, _ = made(directory, tmp_path / "run", kind="shared")
     rollout = toy_rollout([4, 1, 2], [3, 6, 1], temperature=0.7)
-    scores, values = shared_look(policy, rollout)
+    scores, values = shared_look(policy, rollout, 2)
     with torch.no_grad():
         expected = score_tokens(policy, rollout, with_entropy=True, with_unit_logprobs=True, with_values=True)
     for ours, theirs in zip(scores[:3], expected[:3], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     mask = rollout.completion_mask_BT
     torch.testing.assert_close(values[:, :-1][mask], expected.values_BT[mask])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", ["separate", "shared"])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_values_do_not_depend_on_which_rows_share_a_pass(directory: Path, tmp_path: Path, kind: str, size: int) -> None:
+    """Groups 7, 2, 7, 2 are put together for their passes; the values come back in the rollout's order."""
+    policy, critic = made(directory, tmp_path / "run", kind=kind)
+    randomised(policy.module.value_head if critic is None else critic.module.value_head)
+    rollout = replace(toy_rollout([4, 1, 4, 1], [3, 6, 1, 5]), group_ids_B=torch.tensor([7, 2, 7, 2]))
+    found = (
+        shared_look(policy, rollout, size)[1] if critic is None else values_in_chunks(critic, rollout, size)
+    )  # [4, 7]
+    for row, length in enumerate((3, 6, 1, 5)):
+        alone = values_of(policy, critic, rollout[slice(row, row + 1)])
+        torch.testing.assert_close(found[row, : length + 1], alone[0, : length + 1], rtol=1e-5, atol=1e-5)
+    assert found[:, 0].unique().numel() == 4, "rows differ, so that a wrong order shows"
 
 
 def test_the_last_state_fits_a_full_context(tmp_path: Path) -> None:

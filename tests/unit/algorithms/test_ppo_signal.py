@@ -168,6 +168,7 @@ def test_the_controller_reaches_its_target() -> None:
         ({"gamma": 1.1}, "gamma"),
         ({"lam": -0.1}, "lam"),
         ({"scale": "none"}, "scale"),
+        ({"truncation": "bootstrap", "mask_truncated": True}, "'bootstrap' has no effect with mask_truncated"),
     ],
 )
 def test_recipes_that_cannot_work(changes: dict[str, Any], message: str) -> None:

@@ -119,6 +119,7 @@ def test_a_likelier_completion_pays_for_it(tmp_path: Path, rollout: Rollout) -> 
             "scale 'leave_one_out' applies to combine.method weighted_sum",
         ),
         ({"beta": 0.0}, "kl_in 'reward' with beta 0 penalises nothing"),
+        ({"reduction": "sequence_mean", "constant": None}, "scale 'leave_one_out' is unbiased for the summed"),
     ],
 )
 def test_options_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
