@@ -164,6 +164,10 @@ class Constraints:
         """That of one constraint."""
         return self._duals[self.all.index(constraint)].multiplier
 
+    def at_cap(self, constraint: Constraint) -> bool:
+        """True where its multiplier can rise no higher."""
+        return self._duals[self.all.index(constraint)].log_multiplier >= math.log(constraint.config.max_multiplier)
+
     def values_of(self, rollout: Rollout, scores_BK: Tensor) -> Tensor:
         """Native values of all processes [N, C], NaN where a constraint has none; collective."""
         own = torch.stack([constraint.values(rollout, scores_BK) for constraint in self.all], dim=1)
@@ -198,9 +202,8 @@ class Constraints:
 
     def _watch(self, c: int, value: float | None) -> None:
         constraint, dual = self.all[c], self._duals[c]
-        capped = dual.log_multiplier >= math.log(constraint.config.max_multiplier)
         missed = dual.violation is not None and dual.violation > 0
-        self._steps_at_cap[c] = self._steps_at_cap[c] + 1 if capped and missed else 0
+        self._steps_at_cap[c] = self._steps_at_cap[c] + 1 if self.at_cap(constraint) and missed else 0
         if self._steps_at_cap[c] >= STEPS_AT_CAP:
             self._run.warn_once(
                 f"infeasible {constraint.name}",

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from equipoise.algorithms.constraints import Constraint, Constraints, resolve_constraints
+from equipoise.algorithms.pessimism import kappa_of
 from equipoise.algorithms.run import Run
 from equipoise.algorithms.schedules import make_schedule
 from equipoise.config import GRPOConfig, PPOConfig
 from equipoise.config.loading import suggest
-from equipoise.errors import ConfigError
+from equipoise.errors import ConfigError, RewardError
 from equipoise.functional.advantages import zero_variance_groups
 from equipoise.functional.constraints import constrained_contributions
 from equipoise.functional.objectives import METHODS, method_options, objective_contributions
@@ -64,6 +65,7 @@ class Objectives:
             except ValueError as error:
                 raise ConfigError(f"combine.options of {config.combine.method}: {error}") from error
         make_schedule(config, aspects, weights_K)
+        kappa_of(config.pessimism, scorers)
         return cls(aspects, weights_K, resolve_constraints(config, aspects))
 
     @property
@@ -196,10 +198,17 @@ def _contributions(
 ) -> Tensor:
     """What each objective adds to each advantage [N, K]; their sum over K is the advantage.
 
-    `weights` are those of all [K], or of each completion's own prompt [N, K].
+    `weights` are those of all [K], or of each completion's own prompt [N, K]. Raises RewardError where the aspect that
+    is the gate was not scored for any completion.
     """
     combine = config.combine
     options = _method_options(config, objectives.names, objectives.weights_K)
+    gate = options.get("gate")
+    if gate is not None and bool(rewards_NK[:, gate].isnan().all()):
+        raise RewardError(
+            f"combine.options.gate {objectives.names[gate]!r}: none of the step's {len(rewards_NK)} completions has a "
+            "score of that aspect, so nothing can pass the gate; have a scorer give it, or gate on another aspect"
+        )
     contributions = objective_contributions if weights.ndim == 1 else conditioned_contributions
     return contributions(rewards_NK, group_ids, weights, method=combine.method, delta=combine.delta, **options)
 

@@ -112,6 +112,7 @@ class Verdicts:
             **found,
             "judge": None if judged is None else {"verdict": verdict(constraint, judged), **judged},
             "multiplier": self._constraints.multiplier(constraint),
+            "at_cap": self._constraints.at_cap(constraint),
         }
 
 
@@ -133,7 +134,10 @@ def _said(constraint: Constraint, statement: dict[str, Any]) -> str:
     judge = statement["judge"]
     by_judge = "" if judge is None else f"; by the judge {judge['verdict']}: {_numbers(judge)}"
     prompts = f"{statement['n']} {statement['source']}"
-    return f"  {constraint.described}: {statement['verdict']}: {_numbers(statement)}, {prompts}{by_judge}"
+    multiplier = f"; multiplier {statement['multiplier']:.4g}"
+    if statement["at_cap"] and statement["verdict"] != HOLDS:
+        multiplier += ", as high as max_multiplier allows: the level may be infeasible"
+    return f"  {constraint.described}: {statement['verdict']}: {_numbers(statement)}, {prompts}{by_judge}{multiplier}"
 
 
 def _numbers(found: Estimate) -> str:

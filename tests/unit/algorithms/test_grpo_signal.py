@@ -18,7 +18,7 @@ from equipoise.algorithms.grpo_signal import Objectives, Signal, make_signal
 from equipoise.algorithms.run import Run
 from equipoise.config import GRPOConfig
 from equipoise.data import PromptRecord
-from equipoise.errors import ConfigError
+from equipoise.errors import ConfigError, RewardError
 from equipoise.models.aspects import Aspect
 from equipoise.models.policy import load_policy
 from equipoise.rollout.scorers import score_rollout
@@ -96,6 +96,15 @@ def test_a_gate_is_named_by_its_aspect(tmp_path: Path) -> None:
         combine = {"method": "conditioned", "options": {"gate": gate, "threshold": 0.5}}
         found.append(signal_of(table, tmp_path / str(gate), combine=combine)[0].advantages_B.tolist())
     assert found[0] == found[1] and found[0][1] < min(found[0][0], found[0][2])
+
+
+def test_a_gate_that_nothing_was_scored_on_is_named(tmp_path: Path) -> None:
+    table: Table = [[0.1, None], [0.8, None]]
+    combine = {"method": "conditioned", "options": {"gate": "b"}}
+    with pytest.raises(RewardError, match=r"combine\.options\.gate 'b': none of the step's 2 completions has a score"):
+        signal_of(table, tmp_path / "none", combine=combine)
+    table[1][1] = 0.2
+    signal_of(table, tmp_path / "some", combine=combine)
 
 
 def test_lower_is_better_turns_the_sign(tmp_path: Path) -> None:

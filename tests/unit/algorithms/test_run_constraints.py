@@ -319,6 +319,14 @@ class HeldOut:
         return self.safety if name == "safety" else []
 
 
+class Low(HeldOut):
+    """None of its prompts is safe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.safety = [0.5, 0.55, 0.5]
+
+
 BOUNDS = {"safety": {"min": 0.8, "margin": 0.05, "on": "adversarial"}, "length": {"max": 4}}
 
 
@@ -368,6 +376,8 @@ def test_the_statement_is_about_held_out_prompts_where_there_are_any(
     assert "safety on adversarial prompts at least 0.8: holds: 0.9167 (95% interval 0.9 to" in text
     assert "3 held-out prompts; by the judge does not hold: 0.6167" in text
     assert "length at most 4: holds: 3.5 (95% interval 3.333 to 3.667), 4 training prompts of the last 2 steps" in text
+    assert "not hold: 0.6167 (95% interval 0.6 to 0.65); multiplier 0.1" in text and "infeasible" not in text
+    assert safety["at_cap"] is False
 
 
 def test_the_statement_is_about_the_parameters_that_are_kept(tmp_path: Path) -> None:
@@ -384,6 +394,26 @@ def test_the_statement_is_about_the_parameters_that_are_kept(tmp_path: Path) -> 
     run.write_stopped({"step": 2, "rule": "num_steps", "value": None, "limit": None, "best_step": 1})
     steering.conclude(2)
     assert statement(run)["step"] == 1 and statement(run)["constraints"]["safety"]["verdict"] == "holds"
+
+
+@pytest.mark.parametrize(("level", "is_said"), [(0.95, True), (0.5, False)])
+def test_a_multiplier_that_ends_at_its_cap_is_said_with_the_verdict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, level: float, is_said: bool
+) -> None:
+    """Safety is 0.54 on average; where the level holds, the cap is nothing to worry about."""
+    bound = {"min": level, "initial_multiplier": 0.2, "max_multiplier": 0.2, "min_multiplier": 0.2}
+    steering, objectives, rollout, config, run = steering_of(tmp_path / "run", constraints={"safety": bound})
+    signal = make_signal(rollout, scores(), objectives, config, run, constraints=steering.constraints)
+    steering.observe(objectives, scores(), signal)
+    observed = steering.observing(HeldOut() if not is_said else Low())
+    assert observed is not None
+    observed(1)
+    with caplog.at_level(logging.INFO):
+        steering.conclude(1)
+    found = statement(run)["constraints"]["safety"]
+    assert found["at_cap"] is True and found["verdict"] == ("does not hold" if is_said else "holds")
+    said = "multiplier 0.2, as high as max_multiplier allows: the level may be infeasible"
+    assert (said in caplog.records[-1].getMessage()) == is_said
 
 
 def test_a_plain_function_evaluates_and_training_prompts_stand_in(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def check_choice(option: str, value: object, choices: Sequence[object]) -> None:
 def with_columns(method: Callable[..., Any], options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Options as the method takes them: where a recipe names an aspect, its column among `names`.
 
-    Raises ValueError for an option that the method does not have, and for an aspect that is not among `names`.
+    Raises ValueError for an option that the method does not have, for one that has to choose an aspect and is missing,
+    and for an aspect that is not among `names`.
 
     Example: names a, b; the option gate of `conditioned` is "b": {"gate": 1}.
     """
@@ -47,4 +48,7 @@ def with_columns(method: Callable[..., Any], options: Mapping[str, Any], names: 
                 raise ValueError(f"{option} names no aspect of the reward, {value!r}: choose one of {', '.join(names)}")
             value = list(names).index(value)
         columns[option] = value
+    for option in COLUMN_OPTIONS:
+        if option in known and options.get(option) is None:
+            raise ValueError(f"the option {option} is missing: name one of the aspects {', '.join(names)}")
     return columns

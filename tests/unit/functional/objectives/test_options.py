@@ -40,6 +40,13 @@ def test_above_zero():
             check_above_zero("x", value)
 
 
+def test_a_missing_gate_is_asked_for_by_the_aspects_names():
+    for options in ({}, {"gate": None}):
+        with pytest.raises(ValueError, match="the option gate is missing: name one of the aspects safety, actionab"):
+            with_columns(METHODS["conditioned"], options, NAMES)
+    assert with_columns(METHODS["rank"], {}, NAMES) == {}
+
+
 def test_choices():
     check_choice("x", "a", ["a", "b"])
     for value in ("c", 1, None):
