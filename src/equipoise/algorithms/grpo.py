@@ -32,6 +32,7 @@ from equipoise.algorithms.run import Run
 from equipoise.algorithms.steering import Steering
 from equipoise.algorithms.steps import Updater, minibatches
 from equipoise.algorithms.stopping import Ending
+from equipoise.algorithms.uncertainty import Uncertainty
 from equipoise.config import GRPOConfig
 from equipoise.data import PromptRecord
 from equipoise.functional import clipped_policy_loss, kl_estimate
@@ -75,7 +76,7 @@ def train_grpo(
     if conditioning is not None:
         conditioning.prepare(policy)
     check_conflict(config, run)
-    steering = Steering(config, objectives, prompts, run)
+    steering, uncertainty = Steering(config, objectives, prompts, run), Uncertainty(config, scorers, run)
     ending = Ending(run, config.num_steps, policy.module, stop=config.stop, budget=config.budget, evaluate=evaluate)
     updater = Updater(policy.module, config.optimizer, _updates_per_step(config) * config.num_steps, run)
     policy.wrapped = updater.wrapped
@@ -91,30 +92,33 @@ def train_grpo(
             with run.timed("generate"):
                 rollout = sample_completions(policy, prompts, config, step, counter, run, conditioning)
             with run.timed("score"):
-                scores_BK = score_completions(rollout, scorers, run)
+                scores_BK, std_BK = score_completions(rollout, scorers, run)
+                trained_BK = uncertainty.trained_on(scores_BK, std_BK, objectives)
             with run.timed("update"):
                 seen = PolicyObserver(rollout)
                 old_BT, reference = _first_look(policy, rollout, config, seen, counter, run)
                 kl_B = _penalised_kl(rollout, old_BT, reference, config)
                 signal = make_signal(
-                    rollout, scores_BK, objectives, config, run,
+                    rollout, trained_BK, objectives, config, run,
                     kl_B=kl_B, constraints=steering.constraints, weights_BK=_own_weights(conditioning, step, rollout),
                 )  # fmt: skip
             conflict = conflict_metrics(policy, rollout, signal, config, step, counter, run)
             with run.timed("update"):
                 metrics = _update(policy, rollout, signal, old_BT, reference, seen, config, step, updater, counter, run)
             policy.version = updater.updates
-            metrics |= step_metrics(rollout, scores_BK, signal, objectives, run) | conflict
+            metrics |= step_metrics(rollout, scores_BK, signal, objectives, run, trained_BK) | conflict
+            metrics |= uncertainty.observe(scores_BK, std_BK, signal, objectives)
             metrics |= steering.observe(objectives, scores_BK, signal)
             metrics |= _followed(conditioning, step, scores_BK, signal, objectives, run)
-            metrics |= evaluated(observed, step + 1, config, run, ending, metrics["kl"])
+            metrics |= evaluated(observed, step + 1, config, run, ending, metrics["kl"], uncertainty.ratio())
             run.log(step + 1, metrics)
             watch.observe(metrics, objectives, run)
             if (step + 1) % config.completions_every == 0:
                 asked = {} if conditioning is None else conditioning.asked_columns(step, rollout.group_ids_B)
-                columns = completion_columns(rollout, scores_BK, signal, objectives)
+                columns = completion_columns(rollout, scores_BK, signal, objectives, std_BK)
                 run.write_completions(step + 1, columns | asked)
             values = {**updater.values(), "watch": asdict(watch), **ending.values(), **steering.values()}
+            values |= uncertainty.values()
             run.maybe_checkpoint(step + 1, ending.last_step, lambda: {**updater.tensors(), **ending.tensors()}, values)
     ending.conclude()
     steering.conclude(ending.last_step)

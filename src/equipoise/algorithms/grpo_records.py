@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,17 @@ DOMINANT_STEPS = 3  # in a row
 
 
 def step_metrics(
-    rollout: Rollout, scores_BK: Tensor, signal: Signal, objectives: Objectives, run: Run
+    rollout: Rollout,
+    scores_BK: Tensor,
+    signal: Signal,
+    objectives: Objectives,
+    run: Run,
+    trained_BK: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Reward, advantage and length statistics over all processes; docs/algorithms/grpo.md defines each."""
+    """Reward, advantage and length statistics over all processes; docs/algorithms/grpo.md defines each.
+
+    `trained_BK`: the scores the signal was made of, where they are others (`pessimism`).
+    """
     metrics = completion_metrics(rollout, scores_BK, signal, objectives, run)
     advantages = run.gathered(signal.advantages_B)
     shares = variance_shares(run.gathered(signal.contributions_BK))
@@ -31,7 +40,7 @@ def step_metrics(
         metrics[f"advantage/{name}/variance_share"] = share
     if signal.kl_penalty is not None:
         metrics["reward/kl_penalty"] = signal.kl_penalty
-    metrics |= _objective_diagnostics(scores_BK, signal, objectives, run)
+    metrics |= _objective_diagnostics(scores_BK if trained_BK is None else trained_BK, signal, objectives, run)
     return metrics | {"advantage/std": float(advantages.std()) if len(advantages) > 1 else 0.0}
 
 
@@ -99,9 +108,10 @@ def completion_metrics(
 
 
 def completion_columns(
-    rollout: Rollout, scores_BK: Tensor, signal: Signal, objectives: Objectives
+    rollout: Rollout, scores_BK: Tensor, signal: Signal, objectives: Objectives, std_BK: Tensor | None = None
 ) -> dict[str, list[Any]]:
-    """Columns of completions/step_*.parquet; share/<aspect> is what the aspect added to the advantage."""
+    """Columns of completions/step_*.parquet; share/<aspect> is what the aspect added to the advantage, std/<aspect> how
+    far an ensemble's members disagree."""
     columns: dict[str, list[Any]] = {
         "prompt": [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in rollout.prompts],
         "kind": list(rollout.kinds),
@@ -110,10 +120,9 @@ def completion_columns(
         "index": rollout.index_in_group_B.tolist(),
     }
     for k, name in enumerate(objectives.names):
-        column = scores_BK[:, k]
-        columns[f"score/{name}"] = [
-            None if missing else value for value, missing in zip(column.tolist(), column.isnan().tolist(), strict=True)
-        ]
+        columns[f"score/{name}"] = [None if math.isnan(value) else value for value in scores_BK[:, k].tolist()]
+        if std_BK is not None:
+            columns[f"std/{name}"] = [None if math.isnan(value) else value for value in std_BK[:, k].tolist()]
     for k, name in enumerate(signal.contributors):
         columns[f"share/{name}"] = signal.contributions_BK[:, k].tolist()
     columns["advantage"] = signal.advantages_B.tolist()

@@ -22,7 +22,7 @@ from equipoise.models.policy_module import TokenScores
 from equipoise.models.reference import FrozenAdapter
 from equipoise.rollout.passes import passes
 from equipoise.rollout.sampler import generate
-from equipoise.rollout.scorers import Scorer, score_rollout
+from equipoise.rollout.scorers import Scorer, score_rollout_with_std
 from equipoise.rollout.types import Rollout
 
 Evaluate = Callable[[int], dict[str, Any]]
@@ -82,13 +82,14 @@ def sample_completions(
     return rollout
 
 
-def score_completions(rollout: Rollout, scorers: Sequence[Scorer], run: Run) -> Tensor:
-    """Native scores [B, K]; what scorers that know their FLOPs (reward models) spent is counted."""
+def score_completions(rollout: Rollout, scorers: Sequence[Scorer], run: Run) -> tuple[Tensor, Tensor | None]:
+    """Native scores [B, K], and where a scorer is an ensemble its members' standard deviations; what scorers that know
+    their FLOPs (reward models) spent is counted."""
     before = sum(getattr(scorer, "flops", 0.0) for scorer in scorers)
     with run.failing_together():
-        scores_BK = score_rollout(rollout, scorers)
+        scored = score_rollout_with_std(rollout, scorers)
     run.count(score=sum(getattr(scorer, "flops", 0.0) for scorer in scorers) - before)
-    return scores_BK
+    return scored
 
 
 def evaluated(
@@ -98,12 +99,13 @@ def evaluated(
     run: Run,
     ending: Ending,
     kl: float | None = None,
+    uncertainty: float | None = None,
 ) -> dict[str, Any]:
     """What is decided after `step` completed steps: whether to end, and the in-loop evaluation where one is due.
 
     The last step is always evaluated, also where KL or a budget made it the last one.
     """
-    metrics: dict[str, Any] = ending.after_update(step, kl)
+    metrics: dict[str, Any] = ending.after_update(step, kl, uncertainty)
     if evaluate is None or config.evaluation is None:
         return metrics
     due = step % config.evaluation.every == 0 or step == ending.last_step

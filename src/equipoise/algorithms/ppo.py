@@ -29,6 +29,7 @@ from equipoise.algorithms.run import Run
 from equipoise.algorithms.steering import Steering
 from equipoise.algorithms.steps import minibatches
 from equipoise.algorithms.stopping import Ending
+from equipoise.algorithms.uncertainty import Uncertainty
 from equipoise.config import PPOConfig
 from equipoise.data import PromptRecord
 from equipoise.models.policy import Policy
@@ -62,7 +63,7 @@ def train_ppo(
     """
     objectives = Objectives.of(config, scorers)
     check_inputs(policy, prompts, config, run)
-    steering = Steering(config, objectives, prompts, run)
+    steering, uncertainty = Steering(config, objectives, prompts, run), Uncertainty(config, scorers, run)
     ending = Ending(run, config.num_steps, policy.module, stop=config.stop, budget=config.budget, evaluate=evaluate)
     learner = Learner(policy, make_critic(policy, config, run), config, run)
     controller = KLController(config.beta)
@@ -76,24 +77,27 @@ def train_ppo(
             with run.timed("generate"):
                 rollout = sample_completions(policy, prompts, config, step, learner.cost, run)
             with run.timed("score"):
-                scores_BK = score_completions(rollout, scorers, run)
+                scores_BK, std_BK = score_completions(rollout, scorers, run)
+                trained_BK = uncertainty.trained_on(scores_BK, std_BK, objectives)
             with run.timed("update"):
                 seen = PolicyObserver(rollout)
                 look = learner.first_look(rollout, seen)
                 signal = make_token_signal(
-                    rollout, scores_BK, look, objectives, controller.beta, config, run, constraints=steering.constraints
-                )
+                    rollout, trained_BK, look, objectives, controller.beta, config, run,
+                    constraints=steering.constraints,
+                )  # fmt: skip
                 metrics = _update(learner, rollout, look, signal, step) | seen.metrics(run)
             metrics |= ppo_metrics(rollout, scores_BK, signal, objectives, controller.beta, run)
+            metrics |= uncertainty.observe(scores_BK, std_BK, signal.completions, objectives)
             metrics |= steering.observe(objectives, scores_BK, signal.completions)
-            metrics |= evaluated(observed, step + 1, config, run, ending, metrics["kl"])
+            metrics |= evaluated(observed, step + 1, config, run, ending, metrics["kl"], uncertainty.ratio())
             controller.observe(signal.kl, len(signal.completions.all_trained), config.adaptive_kl)
             run.log(step + 1, metrics)
             watch.observe(metrics, objectives, run)
             if (step + 1) % config.completions_every == 0:
-                run.write_completions(step + 1, ppo_columns(rollout, scores_BK, signal, objectives))
+                run.write_completions(step + 1, ppo_columns(rollout, scores_BK, signal, objectives, std_BK))
             values = {**learner.values(), "kl": asdict(controller), "watch": asdict(watch), **ending.values()}
-            values |= steering.values()
+            values |= {**steering.values(), **uncertainty.values()}
             run.maybe_checkpoint(step + 1, ending.last_step, lambda: {**learner.tensors(), **ending.tensors()}, values)
     ending.conclude()
     steering.conclude(ending.last_step)

@@ -40,9 +40,9 @@ def ppo_metrics(
 
 
 def ppo_columns(
-    rollout: Rollout, scores_BK: Tensor, signal: TokenSignal, objectives: Objectives
+    rollout: Rollout, scores_BK: Tensor, signal: TokenSignal, objectives: Objectives, std_BK: Tensor | None = None
 ) -> dict[str, list[Any]]:
     """Columns of completions/step_*.parquet: GRPO's, with what an aspect adds to the score in share/<aspect>."""
-    columns = completion_columns(rollout, scores_BK, signal.completions, objectives)
+    columns = completion_columns(rollout, scores_BK, signal.completions, objectives, std_BK)
     scored = [None if value != value else value for value in signal.scores_B.tolist()]
     return columns | {"reward": scored, "kl": signal.kl_B.tolist()}

@@ -26,7 +26,7 @@ logger = logging.getLogger("equipoise")
 KL_WINDOW = 5  # steps
 LAST_STEP = "num_steps"  # the rule of a run that nothing ended early
 BEST = "best/"  # before the names of the best evaluation's parameters in a checkpoint
-RULES = {"max_kl": "stop.max_kl", "on": "stop.on"}
+RULES = {"max_kl": "stop.max_kl", "max_uncertainty": "stop.max_uncertainty", "on": "stop.on"}
 
 Score = float | None
 
@@ -158,10 +158,16 @@ class Ending:
 
     # -- measurements ----------------------------------------------------------------------------------------------
 
-    def after_update(self, step: int, kl: float | None = None) -> dict[str, float]:
+    def after_update(self, step: int, kl: float | None = None, uncertainty: float | None = None) -> dict[str, float]:
         """Note what `step` completed steps cost and how far the policy is; before the evaluation, which the last step
-        always gets. `kl` is None where there is none. Returns metrics."""
+        always gets. `kl`, and `uncertainty`, the reward ensemble's disagreement over its first level, are None where
+        there is none. Returns metrics."""
         metrics = self._note_kl(step, kl)
+        limit = self._stop.max_uncertainty if self._stop is not None else None
+        if limit is not None and uncertainty is not None:
+            uncertainty = self._run.of_main(uncertainty)
+            if uncertainty > limit:
+                self._end(step, RULES["max_uncertainty"], uncertainty, limit)
         if self._budget is not None:
             spent = {name: self._run.of_main(value) for name, value in self._run.spent().items()}
             reached = spent_budget(spent, self._budget)
@@ -268,6 +274,8 @@ def explained(reason: Mapping[str, Any]) -> str:
     rule, value, limit = reason["rule"], reason["value"], reason["limit"]
     if rule == RULES["max_kl"]:
         return f"{rule} {limit:g} is exceeded: KL was {value:.4g} nats per completion over {KL_WINDOW} steps"
+    if rule == RULES["max_uncertainty"]:
+        return f"{rule} {limit:g} is exceeded: the reward ensemble disagrees {value:.4g} times as much as at first"
     if rule == RULES["on"]:
         last = "nothing" if value is None else f"{value:.4g}"
         return f"{rule} did not improve in {limit:g} evaluations, the last one gave {last}"

@@ -208,6 +208,12 @@ class StopConfig(Schema):
         description="End after the step at which the mean of `kl` over the last 5 steps exceeds this (nats per "
         "completion); never before 5 steps, so that one noisy step does not decide. Not for DPO.",
     )
+    max_uncertainty: float | None = Field(
+        default=None,
+        gt=0,
+        description="End after the step at which `uncertainty/<aspect>/ratio` of some aspect exceeds this: the members "
+        "of a reward ensemble disagree that many times as much as in the first 5 steps. Not for DPO.",
+    )
     on: str | None = Field(
         default=None,
         description="End when this metric of the in-loop evaluation no longer improves: `evaluation/judge/combined`, "
@@ -232,8 +238,8 @@ class StopConfig(Schema):
 
     @model_validator(mode="after")
     def _rules_are_whole(self) -> StopConfig:
-        if self.max_kl is None and self.on is None:
-            raise ValueError("stop has no rule: give max_kl, on, or both")
+        if self.max_kl is None and self.max_uncertainty is None and self.on is None:
+            raise ValueError("stop has no rule: give max_kl, max_uncertainty, on, or several")
         if self.on is None:
             if self.keep == "best" or self.higher_is_better is not None:
                 raise ValueError("keep best and higher_is_better are about `on`, which is missing: give it a metric")

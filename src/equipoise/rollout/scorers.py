@@ -37,7 +37,7 @@ class Scorer(Protocol):
 
 
 class RewardModelScorer:
-    """A saved reward model."""
+    """A saved reward model, or an ensemble of them (`RewardEnsemble`)."""
 
     def __init__(self, reward_model: Any, name: str, batch_size: int = 32) -> None:
         self.name = name
@@ -50,10 +50,29 @@ class RewardModelScorer:
         """FLOPs that scoring has cost so far."""
         return self.model.scored_flops
 
+    @property
+    def has_std(self) -> bool:
+        """Whether `score_with_std` says how far the members disagree."""
+        return self.model.num_members > 0
+
     def score(self, rollout: Rollout) -> Scores:
         """Native-scale predictions; NaN from the network is left for `score_rollout` to refuse."""
         scores_BK = self.model.score(list(rollout.prompts), list(rollout.completions), batch_size=self._batch_size)
-        return {aspect.name: scores_BK[:, k].tolist() for k, aspect in enumerate(self.aspects)}
+        return self._by_name(scores_BK)
+
+    def score_with_std(self, rollout: Rollout) -> tuple[Scores, Scores]:
+        """The scores of `score`, and the members' standard deviation about each."""
+        texts = list(rollout.prompts), list(rollout.completions)
+        scores_BK, std_BK = self.model.score(*texts, batch_size=self._batch_size, with_std=True)
+        return self._by_name(scores_BK), self._by_name(std_BK)
+
+    def _by_name(self, values_BK: Tensor) -> Scores:
+        return {aspect.name: values_BK[:, k].tolist() for k, aspect in enumerate(self.aspects)}
+
+
+def has_std(scorer: Scorer) -> bool:
+    """Whether a scorer says how sure it is: `has_std` is true, and `score_with_std(rollout)` gives (scores, stds)."""
+    return bool(getattr(scorer, "has_std", False))
 
 
 class FunctionScorer:
@@ -117,6 +136,11 @@ def build_scorers(configs: Sequence[ScorerConfig]) -> list[Scorer]:
 
             model = RewardModel.load(Path(config.reward_model))
             scorers.append(RewardModelScorer(model, config.reward_model, config.batch_size))
+        elif config.reward_models is not None:
+            from equipoise.models.ensemble import RewardEnsemble
+
+            ensemble = RewardEnsemble.load(config.reward_models)
+            scorers.append(RewardModelScorer(ensemble, ensemble.source, config.batch_size))
         else:
             assert config.function is not None
             aspects = [Aspect.from_config(name, aspect) for name, aspect in config.aspects.items()]
@@ -147,6 +171,15 @@ def score_rollout(rollout: Rollout, scorers: Sequence[Scorer]) -> Tensor:
 
     Raises RewardError naming scorer, aspect and row for a wrong length, an unknown or missing aspect, NaN or inf.
     """
+    return score_rollout_with_std(rollout, scorers)[0]
+
+
+def score_rollout_with_std(rollout: Rollout, scorers: Sequence[Scorer]) -> tuple[Tensor, Tensor | None]:
+    """The scores of `score_rollout`, and how far an ensemble's members disagree about each: [B, K], native units.
+
+    NaN in the columns of scorers that do not say (see `has_std`) and where there is no score; None where none says.
+    Raises RewardError also for a score without a standard deviation, or with one below 0.
+    """
     keys = [(repr(prompt), text) for prompt, text in zip(rollout.prompts, rollout.completions, strict=True)]
     first_row: dict[tuple[str, str], int] = {}
     for row, key in enumerate(keys):
@@ -156,12 +189,33 @@ def score_rollout(rollout: Rollout, scorers: Sequence[Scorer]) -> Tensor:
     position = {key: index for index, key in enumerate(first_row)}
     inverse = torch.tensor([position[key] for key in keys], dtype=torch.long)
     columns: list[Tensor] = []
+    stds: list[Tensor] = []
     for scorer in scorers:
-        scores = scorer.score(distinct)
-        _check_names(scorer, scores)
-        for aspect in scorer.aspects:
-            columns.append(_column(scorer.name, aspect.name, scores[aspect.name], rows))
-    return torch.stack(columns, dim=1)[inverse]
+        found: tuple[Scores, Scores | None] = (
+            scorer.score_with_std(distinct) if has_std(scorer) else (scorer.score(distinct), None)  # type: ignore[attr-defined]
+        )
+        for part, into in zip(found, (columns, stds), strict=True):
+            if part is None:
+                into += [torch.full((len(rows),), math.nan, dtype=torch.float64)] * len(scorer.aspects)
+                continue
+            _check_names(scorer, part)
+            into += [_column(scorer.name, aspect.name, part[aspect.name], rows) for aspect in scorer.aspects]
+        if has_std(scorer):
+            _check_stds(scorer, columns, stds)
+    scores_BK = torch.stack(columns, dim=1)[inverse]
+    return scores_BK, torch.stack(stds, dim=1)[inverse] if any(has_std(scorer) for scorer in scorers) else None
+
+
+def _check_stds(scorer: Scorer, columns: Sequence[Tensor], stds: Sequence[Tensor]) -> None:
+    """Of the last columns, the scorer's own: a std of at least 0 with every score, so that none goes unpunished."""
+    count = len(scorer.aspects)
+    for aspect, scores, std in zip(scorer.aspects, columns[-count:], stds[-count:], strict=True):
+        if bool((std < 0).any()) or bool((std.isnan() & ~scores.isnan()).any()):
+            raise RewardError(
+                f"scorer {scorer.name}, aspect {aspect.name!r}: a score has the standard deviation "
+                f"{'None' if not bool((std < 0).any()) else float(std.nan_to_num(0).min())}; give one of at least 0 "
+                "with every score"
+            )
 
 
 def _check_names(scorer: Scorer, scores: Any) -> None:

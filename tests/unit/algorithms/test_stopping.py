@@ -315,7 +315,7 @@ PPO = GRPO | {"algorithm": "ppo"}
 DPO = {"algorithm": "dpo", "policy": {"model": "m"}, "data": "d.jsonl"}
 WITH = {"evaluation": EVALUATION}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no rule": (GRPO | {"stop": {}}, "stop has no rule: give max_kl, on, or both"),
+    "no rule": (GRPO | {"stop": {}}, "stop has no rule: give max_kl, max_uncertainty, on"),
     "no metric": (GRPO | {"stop": {"max_kl": 1, "keep": "best"}}, "keep best and higher_is_better are about `on`"),
     "no evaluation": (GRPO | {"stop": {"on": ON}}, "stop.on 'evaluation/combined' needs `evaluation`"),
     "no judge": (GRPO | WITH | {"stop": {"on": "evaluation/judge/combined"}}, "needs a judge: add evaluation.judge"),
