@@ -68,6 +68,7 @@ class FakeRun:
     """What progress reads of a run."""
 
     first_step, num_steps, is_main, listener = 10, 40, True, None
+    budget_share: float | None = None
 
 
 def test_progress_tells_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +81,35 @@ def test_progress_tells_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: p
             progress({"step": step, "loss": 0.5, "kl": None, "other": 3})
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["step 11/40  loss 0.5  about 2.4 min left", "step 12/40  loss 0.5  about 4.7 min left"]
+
+
+@pytest.mark.parametrize(
+    ("first", "shares", "shown"),
+    [
+        # A tenth of the budget in 10 s, then a fifth in 10 s: 0.7 of it takes 35 s, long before the 40 steps are done.
+        (0, (0.1, 0.3), ["about 90 s left", "about 35 s left"]),
+        # A resumed run: what its first step spent is not known, then as above; until then the steps tell.
+        (10, (0.1, 0.3), ["about 4.8 min left", "about 35 s left"]),
+        # A budget that the 40 steps never spend: 38 more (or 28) at 10 s each.
+        (0, (0.001, 0.002), ["about 6.5 min left", "about 6.3 min left"]),
+        # Over the budget: this step was the last.
+        (0, (0.5, 1.2), ["about 10 s left", "about 0 s left"]),
+    ],
+)
+def test_time_left_is_that_of_the_budget_where_it_ends_first(
+    first: int, shares: tuple[float, float], shown: list[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = FakeRun()
+    run.first_step = first
+    with TrainingProgress(run) as progress:
+        for step, share in enumerate(shares, start=first + 1):
+            now[0] += 10.0
+            run.budget_share = share
+            progress({"step": step, "loss": 0.5})
+    assert [line.partition("loss 0.5  ")[2] for line in capsys.readouterr().err.splitlines()] == shown
 
 
 def test_counting_says_when_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,7 @@ class Run:
         self.accelerator = accelerator or Accelerator()
         self.first_step = 0
         self.num_steps: int | None = None  # set by the algorithm, for whoever shows progress
+        self.budget_share: float | None = None  # likewise: how much of the budget is spent, 1 being all of it
         self.listener: Callable[[dict[str, Any]], None] | None = None  # called with every line of metrics
         self._checkpoint: Checkpoint | None = None
         self._warned: set[str] = set()

@@ -100,6 +100,15 @@ def spent_budget(spent: Mapping[str, float], budget: BudgetConfig) -> tuple[str,
     return None
 
 
+def budget_share(spent: Mapping[str, float], budget: BudgetConfig) -> float:
+    """How much of the limit that is nearest is spent; 1 is all of it.
+
+    >>> budget_share({"generated_tokens": 90, "flops": 5e9, "seconds": 1.0}, BudgetConfig(flops=6e9, seconds=4))
+    0.8333333333333334
+    """
+    return max(spent[name] / limit for name, limit in budget.model_dump().items() if limit is not None)
+
+
 class Ending:
     """Which step is the last one, on every process the same.
 
@@ -170,6 +179,7 @@ class Ending:
                 self._end(step, RULES["max_uncertainty"], uncertainty, limit)
         if self._budget is not None:
             spent = {name: self._run.of_main(value) for name, value in self._run.spent().items()}
+            self._run.budget_share = budget_share(spent, self._budget)
             reached = spent_budget(spent, self._budget)
             if reached is not None:
                 self._end(step, f"budget.{reached[0]}", reached[1], reached[2])
