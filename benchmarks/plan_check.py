@@ -1,12 +1,16 @@
 """`equipoise plan` against the memory that real GRPO steps take on this machine.
 
-    python benchmarks/plan_check.py [--only NAME ...] [--out docs/results/plan.json]
+    python benchmarks/plan_check.py [--only NAME ...] [--allocators NAME ...] [--out docs/results/plan.json]
     python benchmarks/plan_check.py --shapes        # the paper's three sizes on GPUs of three sizes; nothing is run
 
 Each case runs `train_grpo` in a process of its own for two steps (the second one has Adam's moments) and compares the
 peak of its resident memory, less what was resident before the model was loaded, with the plan's peak. A tiny step comes
 first, so that what imports and kernels take does not count. Prompts are longer than `max_prompt_tokens`, and models are
 random and hardly ever end a completion, so that the steps have the lengths that the plan assumes.
+
+Each case is run under several settings of the C library's allocator, in turn: what glibc keeps of freed memory is no
+tensor, and a plan of tensors cannot know it. Processor seconds of the two steps say what returning it costs; unlike
+the clock's they mean the same on a machine that others use.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +39,16 @@ STEPS = 2
 MIB = 2**20
 MID = Shape("mid", 512, 6, 8, 2, 1408, 32_768, prompts=4, group=8, prompt_tokens=64, completion_tokens=64)
 LORA = {"lora": {"r": 16, "alpha": 32}}
+
+
+# Environment of a process; glibc reads it before the process begins. Thresholds in bytes: what is at least as large as
+# the first goes back to the system when it is freed, what is smaller once the second lies free at the heap's end.
+ALLOCATORS: dict[str, dict[str, int]] = {
+    "default": {},
+    "returned from 128 KiB": {"MALLOC_MMAP_THRESHOLD_": 2**17},
+    "returned from 1 MiB": {"MALLOC_MMAP_THRESHOLD_": 2**20, "MALLOC_TRIM_THRESHOLD_": 2**26},
+    "returned from 4 MiB": {"MALLOC_MMAP_THRESHOLD_": 2**22, "MALLOC_TRIM_THRESHOLD_": 2**26},
+}
 
 
 @dataclass(frozen=True)
@@ -85,14 +100,15 @@ def recipe_of(case: Case, model: str) -> dict[str, Any]:
 
 
 def measured(recipe: dict[str, Any], warm: dict[str, Any], scratch: Path) -> dict[str, float]:
-    """MiB: resident before loading, after it, and at the peak from then on."""
+    """MiB resident before loading, and at the peak from then on; seconds of the processor for loading and two steps."""
     step(warm, scratch / "warm")
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    began = time.process_time()
     step(recipe, scratch / "run")
-    return {"before": before, "peak": _status("VmHWM")}
+    return {"before": before, "peak": _status("VmHWM"), "processor_s": time.process_time() - began}
 
 
 def step(recipe: dict[str, Any], out: Path) -> None:
@@ -130,8 +146,8 @@ def planned(recipe: dict[str, Any]) -> dict[str, Any]:
     return {"peak": need.peak / MIB, "phase": need.peak_phase}
 
 
-def check(case: Case, scratch: Path) -> dict[str, Any]:
-    """Plan and measurement of one case."""
+def check(case: Case, scratch: Path, allocator: str) -> dict[str, Any]:
+    """Plan and measurement of one case under one allocator."""
     model = case.model
     if model == "mid":
         model = str(scratch / "mid")
@@ -144,17 +160,17 @@ def check(case: Case, scratch: Path) -> dict[str, Any]:
     job = directory / "job.json"
     job.write_text(json.dumps({"recipe": recipe, "warm": warm, "scratch": str(directory)}), encoding="utf-8")
     command = [sys.executable, __file__, "--worker", str(job)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    settings = {name: str(value) for name, value in ALLOCATORS[allocator].items()}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **settings}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     shutil.rmtree(directory)
     if done.returncode:
         raise RuntimeError(f"{case.name}: {done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     plan = planned(recipe)
     peak = found["peak"] - found["before"]
-    return {"case": case.name, "measured_mib": peak, "planned_mib": plan["peak"], "phase": plan["phase"],
-            "error": plan["peak"] / peak - 1}  # fmt: skip
+    return {"case": case.name, "allocator": allocator, "measured_mib": peak, "planned_mib": plan["peak"],
+            "phase": plan["phase"], "error": plan["peak"] / peak - 1, "processor_s": found["processor_s"]}  # fmt: skip
 
 
 def shapes() -> None:
@@ -179,6 +195,7 @@ def main() -> None:
     """Check every case, print a table as documents have it, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="names of cases; default: all")
+    parser.add_argument("--allocators", nargs="*", choices=ALLOCATORS, default=list(ALLOCATORS)[:2])
     parser.add_argument("--out", type=Path, help="where to write JSON")
     parser.add_argument("--shapes", action="store_true", help="the table of the paper's recipes")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -190,26 +207,36 @@ def main() -> None:
         shapes()
         return
     rows = []
-    print("| case | measured, MiB | planned, MiB | difference | fullest phase |\n| --- | ---: | ---: | ---: | --- |")
+    print("| case | allocator | measured, MiB | planned, MiB | difference | fullest phase | processor, s |")
+    print("| --- | --- | ---: | ---: | ---: | --- | ---: |")
     with tempfile.TemporaryDirectory() as scratch:
         for case in CASES:
             if arguments.only and case.name not in arguments.only:
                 continue
-            row = check(case, Path(scratch))
-            rows.append(row)
-            print(
-                f"| {row['case']} | {row['measured_mib']:.0f} | {row['planned_mib']:.0f} | {row['error']:+.0%} | "
-                f"{row['phase']} |",
-                flush=True,
-            )
-    if arguments.out:
-        import torch
-        import transformers
+            for allocator in arguments.allocators:
+                row = check(case, Path(scratch), allocator)
+                rows.append(row)
+                print(
+                    f"| {row['case']} | {allocator} | {row['measured_mib']:.0f} | {row['planned_mib']:.0f} | "
+                    f"{row['error']:+.0%} | {row['phase']} | {row['processor_s']:.1f} |",
+                    flush=True,
+                )
+                if arguments.out:
+                    write(arguments.out, rows)
 
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": 1}
-        values = {"versions": versions, "machine": machine, "steps": STEPS, "cases": rows}
-        arguments.out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+def write(out: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows so far, with what they were measured on; rows of other cases that the file holds already stay."""
+    import torch
+    import transformers
+
+    measured = {(row["case"], row["allocator"]) for row in rows}
+    earlier = json.loads(out.read_text(encoding="utf-8"))["cases"] if out.is_file() else []
+    kept = [row for row in earlier if (row["case"], row["allocator"]) not in measured]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": 1}
+    values = {"versions": versions, "machine": machine, "steps": STEPS, "cases": [*kept, *rows]}
+    out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What a run ran on: versions, hardware, threads, precision, git."""
+"""What a run ran on: versions, hardware, threads, precision, allocator, git; and how many threads it should use."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import resource
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,6 +25,7 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
+ALLOCATOR_SETTINGS = ("GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -33,10 +36,68 @@ def describe_environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "core_quota": core_quota(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "allocator": _allocator(),
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "git": _git_commit(),
+    }
+
+
+def choose_threads(threads: int | None) -> None:
+    """Set the threads of one process: those asked for, else torch's own number, cut down to the quota of the container.
+
+    Torch counts the cores it may run on, not the time it may use on them: more threads than that wait for each other.
+    A number in OMP_NUM_THREADS is taken as asked for.
+    """
+    quota = core_quota()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif quota is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, math.ceil(quota))))
+
+
+def core_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Cores' worth of time that this process's control groups allow; None without a limit, and where there are none.
+
+    Version 2: `cpu.max` of the process's group and of every group above it, "quota period" in microseconds or "max";
+    version 1: the two files of a container's own group. Example: "150000 100000" is 1.5 cores.
+    """
+    found = [_quota(root / "cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    group = root / own.strip("/")
+    while True:
+        found.append(_quota(group, "cpu.max"))
+        if group == root or root not in group.parents:
+            break
+        group = group.parent
+    limits = [quota for quota in found if quota is not None]
+    return min(limits) if limits else None
+
+
+def _quota(group: Path, *files: str) -> float | None:
+    try:
+        quota, period = " ".join((group / file).read_text(encoding="ascii") for file in files).split()
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
+    except (OSError, ValueError):  # no such group, or no limit: "max"
+        return None
+
+
+def _allocator() -> dict[str, Any]:
+    """The C library, whose malloc it is unless another one is preloaded, and what the environment sets of it.
+
+    Nothing is set by Equipoise: docs/planning.md says why.
+    """
+    names = sorted(name for name in os.environ if name.startswith("MALLOC_") or name in ALLOCATOR_SETTINGS)
+    return {
+        "c_library": " ".join(platform.libc_ver()).strip() or None,
+        "settings": {name: os.environ[name] for name in names},
     }
 
 

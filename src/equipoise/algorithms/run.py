@@ -36,7 +36,7 @@ from equipoise.algorithms.checkpoint import (
     saved_steps,
     step_name,
 )
-from equipoise.algorithms.environment import describe_environment, peak_rss_mb
+from equipoise.algorithms.environment import choose_threads, describe_environment, peak_rss_mb
 from equipoise.config import RECIPES, Recipe, changed_keys, resolved
 from equipoise.errors import CheckpointError, ConfigError, EquipoiseError
 
@@ -68,8 +68,7 @@ class Run:
         Raises ConfigError where it holds another run, or, with `resume`, a run of another recipe (naming the keys);
         CheckpointError where the newest checkpoint cannot be trusted.
         """
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        choose_threads(config.threads)
         self.out = Path(out)
         self.config = config
         self.accelerator = accelerator or Accelerator()

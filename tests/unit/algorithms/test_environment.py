@@ -27,6 +27,65 @@ def test_facts_of_this_machine() -> None:
     assert facts["cores"] == os.cpu_count()
     total = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
     assert facts["memory_gib"] == round(total / 2**20, 1)
+    assert facts["float32_matmul_precision"] == torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_allocator_is_named_with_what_the_environment_sets_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        os, "environ", {"MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "HOME": "/"}
+    )
+    assert describe_environment()["allocator"] == {
+        "c_library": " ".join(platform.libc_ver()).strip() or None,
+        "settings": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "MALLOC_ARENA_MAX": "1"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "expected"),
+    [
+        ({}, "", None),
+        ({"cpu.max": "max 100000"}, "0::/", None),
+        ({"cpu.max": "150000 100000"}, "0::/", 1.5),
+        ({"cpu.max": "800000 100000", "a/b/cpu.max": "max 100000", "a/cpu.max": "200000 50000"}, "0::/a/b", 4.0),
+        ({"a/cpu.max": "100000 100000"}, "0::/other", None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, "1:cpu:/", 3.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "1:cpu:/", None),
+        ({"cpu.max": "broken"}, "0::/../..", None),
+    ],
+)
+def test_the_quota_of_a_container(
+    files: dict[str, str], membership: str, expected: float | None, tmp_path: Path
+) -> None:
+    """The smallest limit of the process's group and those above it counts."""
+    root, own = tmp_path / "cgroup", tmp_path / "self"
+    own.write_text(membership)
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    assert environment.core_quota(root, own) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "quota", "variables", "expected"),
+    [
+        (3, 1.0, {}, 3),  # a recipe that says so
+        (None, None, {}, 8),
+        (None, 2.5, {}, 3),
+        (None, 0.5, {}, 1),
+        (None, 16.0, {}, 8),
+        (None, 2.0, {"OMP_NUM_THREADS": "8"}, 8),
+    ],
+)
+def test_threads_are_cut_down_to_the_quota(
+    asked: int | None, quota: float | None, variables: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [8]
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(environment, "core_quota", lambda: quota)
+    monkeypatch.setattr(os, "environ", variables)
+    environment.choose_threads(asked)
+    assert chosen[-1] == expected
 
 
 def test_what_cannot_be_had_is_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ def test_a_budget_ends_after_the_step_that_spends_it(
     steps = Steps(tmp_path, budget=BudgetConfig(**budget))
     with caplog.at_level(logging.WARNING, "equipoise"):
         assert steps.go(tokens=30) == 3
+    assert steps.run.budget_share == pytest.approx(90 / 70), "for whoever shows the time left"
     assert "is spent: 90" in caplog.text
     assert "28.6% more than allowed" in caplog.text
 
