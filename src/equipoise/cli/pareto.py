@@ -31,9 +31,10 @@ def pareto_command(recipe: list[str], out: Path, options: SweepOptions | None, w
 
 
 def front_table(state: dict[str, Any]) -> TextTable:
-    """Weights and utilities of every point and soup, what is dominated and the knee; hypervolumes in the title."""
+    """Weights and utilities of every entry, what is dominated and the knee; hypervolumes in the title."""
     objectives = state["objectives"]
-    rows = [_row(entry, objectives, state["knee"]) for entry in (state["base"], *state["points"], *state["soups"])]
+    entries = (state["base"], *state["points"], *state["soups"], *state["conditioned"])
+    rows = [_row(entry, objectives, state["knee"]) for entry in entries]
     header = ("", *(f"weight of {name}" for name in objectives), *objectives, "KL", "front")
     return TextTable(_title(state), header, tuple(rows))
 

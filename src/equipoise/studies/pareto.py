@@ -24,6 +24,7 @@ from equipoise.evaluation import write_json
 from equipoise.evaluation.evaluate import EVALUATION_FILE
 from equipoise.evaluation.report import build_report
 from equipoise.functional.front import next_weights, simplex_lattice
+from equipoise.models.preference import CONDITIONED, rounded
 from equipoise.studies.comparison import cores
 from equipoise.studies.jobs import JobFailed, JobStopped, Launcher, Processes, locked, stopping_on_signals
 from equipoise.studies.pareto_checks import (
@@ -41,6 +42,7 @@ from equipoise.studies.quickstart import now
 from equipoise.studies.side_by_side import run_side_by_side
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+KINDS = ("points", "soups", CONDITIONED)
 
 
 class SweepFailed(EquipoiseError):
@@ -68,18 +70,18 @@ class Sweep:
         return max(1, cores() // self.workers)
 
     def entries(self) -> list[dict[str, Any]]:
-        """Base, points and soups."""
-        return [self.state["base"], *self.state["points"], *self.state["soups"]]
+        """Base, points, soups and what a conditioned policy is asked for."""
+        return [self.state["base"], *(entry for kind in KINDS for entry in self.state[kind])]
 
     def add(self, kind: str, weights: Sequence[float]) -> dict[str, Any]:
-        """A new point or soup at weights that sum to 1."""
+        """A new entry of a kind at weights that sum to 1."""
         name = f"{kind}/{len(self.state[kind]):03}"
         entry = {"name": name, "weights": dict(zip(self.objectives, weights, strict=True))} | _fresh()
         self.state[kind].append(entry)
         return entry
 
     def weights_of(self, kind: str) -> Tensor:
-        """[N, K], of points or soups."""
+        """[N, K], of the entries of a kind."""
         return torch.tensor([list(entry["weights"].values()) for entry in self.state[kind]], dtype=torch.float64)
 
     def save(self) -> None:
@@ -135,10 +137,13 @@ def open_sweep(
     if path.is_file():
         sweep.state = read_front(path)
         refuse_changes(out, sweep.state, fresh)
+        fresh["settings"][CONDITIONED] = fresh["settings"][CONDITIONED] or sweep.state["settings"].get(CONDITIONED)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: exists and is not a sweep; give another directory")
     else:
-        sweep.state = {"started": now(), "base": {"name": "base"} | _fresh(), "points": [], "soups": []}
+        sweep.state = {"started": now(), "base": {"name": "base"} | _fresh()}
+    for kind in KINDS:  # a sweep begun before there was a kind has none of it
+        sweep.state.setdefault(kind, [])
     sweep.state |= fresh | {"aspects": judged_aspects(recipe, fresh), "notes": sweep_notes(recipe, fresh["settings"])}
     environment = describe_environment()
     sweep.state |= {
@@ -161,7 +166,7 @@ def open_sweep(
 
 
 def _steps(sweep: Sweep, entry: dict[str, Any]) -> list[Step]:
-    """The processes of the base, a point or a soup."""
+    """The processes of the base or of an entry."""
     place = sweep.out / entry["name"]
     own = [*EQUIPOISE, "pareto", "--out", str(sweep.out), "--job", entry["name"]]
     judge = Step((place / "evaluation" / EVALUATION_FILE).is_file, lambda: own)
@@ -217,6 +222,8 @@ def run_sweep(sweep: Sweep, *, launcher: Launcher | None = None) -> Path:
                 _run(sweep, sweep.state["points"], runner)
             if sweep.state["settings"]["soups"]:
                 _run_soups(sweep, runner)
+            if sweep.state["settings"][CONDITIONED] is not None:
+                _run_conditioned(sweep, runner)
         failed = [entry for entry in sweep.entries() if entry["status"] == FAILED]
         sweep.state["finished"] = None if failed else now()
         sweep.save()
@@ -301,6 +308,18 @@ def _run_soups(sweep: Sweep, runner: Launcher) -> None:
     sweep.state["corners"] = {name: corner["name"] for name, corner in corners.items()}
     sweep.save()
     _run(sweep, ready, runner)
+
+
+def _run_conditioned(sweep: Sweep, runner: Launcher) -> None:
+    """The conditioned policy, asked for the weights of every point, in the hundredths that it reads."""
+    known = [list(entry["weights"].values()) for entry in sweep.state[CONDITIONED]]
+    for entry in sweep.state["points"]:
+        weights = rounded(list(entry["weights"].values()))
+        if weights not in known:
+            known.append(weights)
+            sweep.add(CONDITIONED, weights)
+    sweep.save()
+    _run(sweep, sweep.state[CONDITIONED], runner)
 
 
 def _corner(sweep: Sweep, objective: str) -> dict[str, Any]:

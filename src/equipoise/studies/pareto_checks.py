@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from equipoise.algorithms.conditioning import ignores_weights
 from equipoise.config import GRPOConfig, changed_keys, resolved
 from equipoise.errors import ConfigError
-from equipoise.functional.objectives import combine_objectives, method_options
 from equipoise.models.loading import is_adapter
+from equipoise.models.policy import POLICY_FILE
+from equipoise.models.preference import CONDITIONED, read_preference
 from equipoise.rollout.scorers import all_aspects
 from equipoise.studies.pareto_work import front_prompts, front_scorers
 
@@ -40,33 +41,17 @@ def swept_objectives(recipe: GRPOConfig) -> list[str]:
         )
     if recipe.weights_schedule is not None:
         raise ConfigError("weights_schedule: every point of a front has weights of its own that stay; remove it")
-    if _ignores_weights(recipe, len(names)):
+    if recipe.conditioned is not None:
+        raise ConfigError(
+            "conditioned: every point of a front is trained at one weight; remove it, train the conditioned policy "
+            "apart and give it as --conditioned RUN"
+        )
+    if ignores_weights(recipe):
         raise ConfigError(
             f"combine.method {recipe.combine.method!r} does not use the weights: every point would be the same; "
             "use weighted_sum or gdpo (mo_grpo with options.weighted: true)"
         )
     return names
-
-
-def _ignores_weights(recipe: GRPOConfig, num_objectives: int) -> bool:
-    """Tried on rewards drawn at random: two weightings give the same advantages."""
-    names = list(recipe.objective_weights)
-    generator = torch.Generator().manual_seed(0)
-    rewards_BK = torch.rand(16, len(names), generator=generator, dtype=torch.float64)
-    group_ids_B = torch.arange(16) // 8
-    swept = [name for name, weight in recipe.objective_weights.items() if weight > 0]
-    advantages = []
-    for share in (0.1, 0.9):
-        weights = {swept[0]: share, swept[1]: 1 - share} | dict.fromkeys(swept[2:], 0.5)
-        weights_K = torch.tensor([weights.get(name, 0.0) for name in names], dtype=torch.float64)
-        try:
-            options = method_options(recipe.combine.method, recipe.combine.options, names, weights_K)
-        except ValueError as error:
-            raise ConfigError(f"combine: {error}") from error
-        advantages.append(
-            combine_objectives(rewards_BK, group_ids_B, weights_K, method=recipe.combine.method, **options)
-        )
-    return bool(torch.equal(*advantages))
 
 
 def sweep_settings(recipe: GRPOConfig, options: SweepOptions) -> dict[str, Any]:
@@ -84,7 +69,27 @@ def sweep_settings(recipe: GRPOConfig, options: SweepOptions) -> dict[str, Any]:
         "samples": options.samples or (evaluation.samples if evaluation is not None else 1),
         "sampling": resolved(sampling),
         "seed": options.seed,
+        CONDITIONED: None if options.conditioned is None else str(_conditioned_model(options.conditioned, recipe)),
     }
+
+
+def _conditioned_model(given: str, recipe: GRPOConfig) -> Path:
+    """The model of a run, or the model given. Raises ConfigError where it does not read weights of what is swept."""
+    model = next((place for place in (Path(given) / "model", Path(given)) if place.is_dir()), None)
+    if model is None:
+        raise ConfigError(f"--conditioned {given}: no such directory; give a finished run, or a model")
+    preference = read_preference(model / POLICY_FILE)
+    if preference is None:
+        raise ConfigError(
+            f"--conditioned {given}: was not trained to read weights; train it by grpo with `conditioned: {{}}`"
+        )
+    names = swept_objectives(recipe)
+    if set(preference.aspects) != set(names):
+        raise ConfigError(
+            f"--conditioned {given}: reads weights of {', '.join(preference.aspects)}, and the recipe trades off "
+            f"{', '.join(names)}; give a policy conditioned on these"
+        )
+    return model
 
 
 def judged_aspects(recipe: GRPOConfig, state: dict[str, Any]) -> dict[str, Any]:
@@ -108,12 +113,32 @@ def sweep_notes(recipe: GRPOConfig, settings: dict[str, Any]) -> list[str]:
         notes.append("the recipe has no policy.lora: every point is a full model of its own")
     if settings["judge"] is None:
         notes.append("the judge is the reward that training maximised: part of a gain may be a flaw of it, exploited")
+    if settings[CONDITIONED] is not None and (other := _trained_otherwise(Path(settings[CONDITIONED]), recipe)):
+        notes.append(f"the conditioned policy was trained with other settings than the points: {', '.join(other)}")
     return notes
 
 
+def _trained_otherwise(model: Path, recipe: GRPOConfig) -> list[str]:
+    """Keys in which the run of a conditioned policy differs from the sweep's recipe, beside what has to differ."""
+    config = model.parent / "config.json"
+    if not config.is_file():
+        return []
+    before = json.loads(config.read_text(encoding="utf-8"))
+    own = (CONDITIONED, "objective_weights", "threads", "out")
+    return [key for key in changed_keys(before, resolved(recipe)) if key.partition(".")[0] not in own]
+
+
 def refuse_changes(out: Path, before: dict[str, Any], fresh: dict[str, Any]) -> None:
-    """Points of one front are trained by one recipe and judged alike; workers and soups may change."""
-    free = {"soups"} | ({"points"} if before["settings"]["adaptive"] and fresh["settings"]["adaptive"] else set())
+    """Points of one front are trained by one recipe and judged alike; workers and soups may change.
+
+    A conditioned policy may be given later; another one may not.
+    """
+    given = [state["settings"].get(CONDITIONED) for state in (before, fresh)]
+    free = (
+        {"soups"}
+        | ({CONDITIONED} if None in given else set())
+        | ({"points"} if before["settings"]["adaptive"] and fresh["settings"]["adaptive"] else set())
+    )
     ours, theirs = (
         {name: value for name, value in state["settings"].items() if name not in free} for state in (before, fresh)
     )

@@ -18,10 +18,12 @@ from equipoise.evaluation.metrics import interval
 from equipoise.evaluation.rows import prompt_table
 from equipoise.functional.front import Estimated, hypervolume_difference, hypervolume_interval, knee_point
 from equipoise.functional.pareto import pareto_front
+from equipoise.functional.statistics import bootstrap_statistic, spearman
 from equipoise.models.aspects import Aspect, utilities
+from equipoise.models.preference import CONDITIONED
 
 FRONT_FILE = "pareto.json"
-TRAINED, SOUPS, DIFFERENCE = "trained", "soups", "soups_less_trained"
+TRAINED, SOUPS, LESS_TRAINED = "trained", "soups", "_less_trained"
 
 
 def read_front(path: Path) -> dict[str, Any]:
@@ -38,27 +40,59 @@ def read_front(path: Path) -> dict[str, Any]:
 
 
 def results(out: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """reference, hypervolume and knee of pareto.json, from the evaluations that are there.
+    """reference, hypervolume, knee and followed of pareto.json, from the evaluations that are there.
 
-    What was measured of the base, of every point and soup is written into their entries in `state`.
+    What was measured of the base and of every entry is written into them in `state`.
     """
     base = state["base"]
-    for entry in (base, *state["points"], *state["soups"]):
+    for entry in (base, *state["points"], *state["soups"], *state[CONDITIONED]):
         entry |= _measured(out, state, entry)
-    trained, souped = ([e for e in state[kind] if e["utilities"] is not None] for kind in ("points", "soups"))
+    trained, souped, asked = (
+        [e for e in state[kind] if e["utilities"] is not None] for kind in ("points", "soups", CONDITIONED)
+    )
     corners = [entry for entry in trained if max(entry["weights"].values()) == 1]
     _mark_dominated(trained)
     _mark_dominated(souped, beside=corners)
+    _mark_dominated(asked)
     _mark_dominated([base] if base["utilities"] is not None else [], beside=trained)
     reference_K = reference_corner(out, state)
     if reference_K is None or not trained:
-        return {"reference": None, "hypervolume": None, "knee": None}
+        return {"reference": None, "hypervolume": None, "knee": None, "followed": None}
     knee = knee_point(_means(trained))
+    others = {SOUPS: [*corners, *souped] if souped else [], CONDITIONED: asked}
     return {
         "reference": dict(zip(state["objectives"], reference_K.tolist(), strict=True)),
-        "hypervolume": _hypervolumes(out, state, reference_K, trained, [*corners, *souped] if souped else []),
+        "hypervolume": _hypervolumes(out, state, reference_K, trained, others),
         "knee": None if knee is None else trained[knee]["name"],
+        "followed": {
+            name: {TRAINED: _followed(out, state, trained, k), CONDITIONED: _followed(out, state, asked, k)}
+            for k, name in enumerate(state["objectives"])
+        }
+        if asked
+        else None,
     }
+
+
+def _followed(out: Path, state: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], k: int) -> dict[str, Any]:
+    """Spearman's correlation of the weight of objective k with its mean utility, over entries, and its interval over
+    prompts; None where it does not exist."""
+    weights_N = torch.tensor([list(entry["weights"].values())[k] for entry in entries], dtype=torch.float64)
+
+    def correlation(utilities_RPN: Tensor) -> Tensor:
+        means_RN = utilities_RPN.nanmean(1).round(decimals=9)  # the same scores in another order are a tie
+        return spearman(weights_N.expand_as(means_RN), means_RN)
+
+    found: dict[str, Any] = {"rank_correlation": None, "ci95": [None, None], "n": len(entries)}
+    if len(entries) < 2:
+        return found
+    utilities_PN = torch.stack([_utilities_by_prompt(out, state, entry["name"])[:, k] for entry in entries], dim=1)
+    try:
+        value, low, high = bootstrap_statistic(
+            utilities_PN, correlation, seed=state["settings"]["seed"], num_resamples=1000
+        )
+    except ValueError:  # undefined: all weights are the same, or all scores
+        return found
+    return found | {"rank_correlation": value, "ci95": [low, high]}
 
 
 def _measured(out: Path, state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,9 +175,9 @@ def _hypervolumes(
     state: Mapping[str, Any],
     reference_K: Tensor,
     trained: Sequence[Mapping[str, Any]],
-    soups: Sequence[Mapping[str, Any]],
+    others: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """Of the trained points, of the soups with the corners they are made of, and the difference, with intervals."""
+    """Of the trained points, of other sets by name where they hold anything, and their differences, with intervals."""
     seed = state["settings"]["seed"]
 
     def values(entries: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -151,10 +185,13 @@ def _hypervolumes(
 
     trained_PNK = values(trained)
     found = {TRAINED: _json(hypervolume_interval(trained_PNK, reference_K, seed=seed))}
-    if soups:
-        soups_PNK = values(soups)
-        found[SOUPS] = _json(hypervolume_interval(soups_PNK, reference_K, seed=seed))
-        found[DIFFERENCE] = _json(hypervolume_difference(soups_PNK, trained_PNK, reference_K, seed=seed))
+    for name, entries in others.items():
+        if entries:
+            others_PNK = values(entries)
+            found[name] = _json(hypervolume_interval(others_PNK, reference_K, seed=seed))
+            found[f"{name}{LESS_TRAINED}"] = _json(
+                hypervolume_difference(others_PNK, trained_PNK, reference_K, seed=seed)
+            )
     return found
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import statistics
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conditioned_toys import ReadingWorld
 from tests.front_toys import opened, recipe, swept, written
-from tests.run_toys import World
+from tests.run_toys import World, train
 from tests.study_toys import InThisProcess
 
 from equipoise.cli.pareto import front_table
@@ -209,6 +211,90 @@ def test_trained_weights_keep_the_recipes_total(world: World) -> None:
         "politeness": 0.75,
         "rudeness": 2.25,
     }
+
+
+# -- a conditioned policy ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReadingWorld, Path]:
+    """A world whose policy can read weights, and the run that taught it to."""
+    reading = ReadingWorld(tmp_path_factory.mktemp("reading-world"))
+    out = reading.directory / "conditioned"
+    train(reading.conditioned(num_steps=1), out)
+    return reading, out
+
+
+def with_conditioned(reading: ReadingWorld, **changes: Any) -> Path:
+    return recipe(reading, lora=False, num_steps=1, **changes)
+
+
+def test_a_conditioned_policy_is_asked_for_every_points_weights(
+    reader: tuple[ReadingWorld, Path], tmp_path: Path
+) -> None:
+    reading, run = reader
+    path, out = with_conditioned(reading), tmp_path / "front"
+    swept(opened(path, out, 3))
+    assert written(out)["conditioned"] == [] and written(out)["followed"] is None
+    launcher = swept(opened(path, out, 3, conditioned=str(run)))
+    jobs = [arguments[-1] for arguments in launcher.commands]
+    assert jobs == [f"conditioned/00{n}" for n in range(3)], "given later; nothing else is done again"
+    found = written(out)
+    assert [list(entry["weights"].values()) for entry in found["conditioned"]] == [[1, 0], [0, 1], [0.5, 0.5]]
+    for entry in found["conditioned"]:
+        evaluation = json.loads((out / entry["name"] / "evaluation" / "evaluation.json").read_text())
+        assert evaluation["settings"]["asked"] == entry["weights"] and evaluation["policy"] == str(run / "model")
+        assert not any("0" in row["prompt"] for row in rows_of(out, entry["name"])), "judged without the message"
+    points = [mean_utilities(out, entry["name"]) for entry in found["conditioned"]]
+    trained = [mean_utilities(out, entry["name"]) for entry in found["points"]]
+    volumes = found["hypervolume"]
+    assert volumes["conditioned"]["value"] == pytest.approx(area(points))
+    assert volumes["conditioned_less_trained"]["value"] == pytest.approx(area(points) - area(trained))
+    assert [entry["dominated"] for entry in found["conditioned"]] == [dominated(point, points) for point in points]
+    for k, name in enumerate(("politeness", "rudeness")):
+        shares = [list(entry["weights"].values())[k] for entry in found["conditioned"]]
+        expected = rank_correlation(shares, [round(point[k], 9) for point in points])
+        assert found["followed"][name]["conditioned"]["rank_correlation"] == pytest.approx(expected)
+        low, high = found["followed"][name]["conditioned"]["ci95"]
+        assert expected is None or low <= high
+        assert found["followed"][name]["trained"]["n"] == 3
+    assert "conditioned/002" in front_table(found).plain()
+    assert not swept(opened(path, out, 3)).commands, "and it stays, also where it is not named again"
+    assert len(written(out)["conditioned"]) == 3
+    with pytest.raises(ConfigError, match=r"changed since: conditioned"):
+        opened(path, out, 3, conditioned=str(shutil.copytree(run, tmp_path / "another")))
+
+
+def rank_correlation(xs: list[float], ys: list[float]) -> float | None:
+    ranks = [[sum(b < a for b in column) + (column.count(a) + 1) / 2 for a in column] for column in (xs, ys)]
+    return statistics.correlation(*ranks) if min(map(max, ranks)) > max(map(min, ranks)) else None
+
+
+def test_notes_say_in_what_its_training_differed(reader: tuple[ReadingWorld, Path], tmp_path: Path) -> None:
+    reading, run = reader
+    sweep = opened(with_conditioned(reading, beta=0.3), tmp_path / "front", conditioned=str(run))
+    (note,) = [note for note in sweep.state["notes"] if "other settings" in note]
+    assert "beta" in note and "conditioned.template" not in note and "objective_weights" not in note
+
+
+def test_a_conditioned_policy_that_does_not_fit(reader: tuple[ReadingWorld, Path], tmp_path: Path) -> None:
+    reading, run = reader
+    path = with_conditioned(reading)
+    for given, message in (
+        (str(tmp_path / "nowhere"), "no such directory"),
+        (str(reading.model), "was not trained to read weights"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            opened(path, tmp_path / "front", conditioned=given)
+    three_objectives = with_conditioned(
+        reading,
+        scorers=[{"function": "tests.front_toys:three_aspects", "aspects": dict(three())}],
+        objective_weights={"politeness": 1.0, "garden": 1.0, "rudeness": 1.0},
+    )
+    with pytest.raises(ConfigError, match="reads weights of politeness, rudeness, and the recipe trades off polite"):
+        opened(three_objectives, tmp_path / "front", conditioned=str(run))
+    with pytest.raises(ConfigError, match="conditioned: every point of a front is trained at one weight"):
+        opened(with_conditioned(reading, conditioned={}), tmp_path / "front")
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

@@ -355,8 +355,9 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
         elif len(line.xs) > 40 and line.style != "points":
             style["marker"] = ""
         axes.plot(line.xs, line.ys, clip_on=False, **style)
-    if (panel.x_label == "step" or panel.from_zero) and panel.lines:
-        axes.set_xlim(left=0, right=max(max(line.xs) for line in panel.lines))
+    furthest = max((x for line in panel.lines for x in line.xs), default=0.0)
+    if (panel.x_label == "step" or panel.from_zero) and furthest > 0:
+        axes.set_xlim(left=0, right=furthest)
     axes.annotate(
         panel.x_label, (1, 0), (9, -7.6), "axes fraction", textcoords="offset points", fontsize=6.5, color=SOFT
     )

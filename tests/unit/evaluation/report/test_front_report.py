@@ -15,7 +15,7 @@ from equipoise.evaluation.report import build_report
 from equipoise.evaluation.report.build import render_front
 from equipoise.evaluation.report.front.drawing import FrontChart, ParallelChart, staircase
 from equipoise.evaluation.report.front.inputs import is_front, read_front
-from equipoise.evaluation.report.front.sections import front_chart, headline, summary, table
+from equipoise.evaluation.report.front.sections import asked, asked_chart, front_chart, headline, summary, table
 
 # (weights, utilities, dominated)
 POINTS = [((1, 0), (0.9, 0.2), False), ((0, 1), (0.3, 0.8), False), ((0.5, 0.5), (0.8, 0.7), False),
@@ -62,6 +62,24 @@ def front(objectives: list[str], **changes: Any) -> dict[str, Any]:
         "finished": "2026-01-01T01:00:00+00:00",
         **changes,
     }
+
+
+def conditioned(objectives: list[str]) -> dict[str, Any]:
+    """What a policy that was asked for the weights of three points adds to pareto.json."""
+    rest, none = (0.5,) * (len(objectives) - 2), (0.0,) * (len(objectives) - 2)
+    entries = [
+        entry(f"conditioned/{n:03}", objectives, (*values, *rest), n == 2,
+              weights=dict(zip(objectives, (*weights, *none), strict=True)))
+        for n, (weights, values) in enumerate([((1, 0), (0.85, 0.3)), ((0, 1), (0.4, 0.75)), ((0.5, 0.5), (0.4, 0.6))])
+    ]  # fmt: skip
+    volumes = {"conditioned": {"value": 0.6, "ci95": [0.55, 0.65]},
+               "conditioned_less_trained": {"value": -0.05, "ci95": [-0.1, 0.01]}}  # fmt: skip
+    one = {"rank_correlation": 0.75, "ci95": [0.5, 1.0], "n": 3}
+    followed = {name: {"conditioned": one, "trained": {**one, "rank_correlation": None, "ci95": [None, None]}}
+                for name in objectives}  # fmt: skip
+    values = front(objectives, conditioned=entries, followed=followed)
+    values["hypervolume"] |= volumes
+    return values
 
 
 def written(directory: Path, values: dict[str, Any]) -> Path:
@@ -149,6 +167,40 @@ def test_the_table_has_every_point(tmp_path: Path) -> None:
     assert row["values"][1].replace("\u00a0", " ") == "0.50 [0.45, 0.55]"
 
 
+def test_a_conditioned_policy_stands_beside_the_others(tmp_path: Path) -> None:
+    place = written(tmp_path / "front", conditioned(TWO))
+    html = build_report(place).read_text(encoding="utf-8")
+    assert sections_of(html) == ["summary", "front", "asked", "points", "setup"]
+    assert Page(html).open == [] and (place / "figures" / "asked.png").is_file()
+    data = read_front(place)
+    chart = front_chart(data)
+    assert isinstance(chart, FrontChart)
+    assert chart.front_of("conditioned") == [(0.4, 0.75), (0.4, 0.3), (0.85, 0.3)]
+    svg = str(chart.svg())
+    assert svg.count("M0,-6 L6,0") == 3 and ">c1</text>" in svg and svg.count("<polyline") == 3
+    text = " ".join(summary(data)["sentences"]).replace("\u00a0", " ")  # type: ignore[index]
+    assert "One conditioned policy, asked for the weights of the points, reaches 0.6000 [0.5500, 0.6500]" in text
+    assert "not clearly different from that of the trained points (difference −0.0500" in text
+    content = table(data)
+    assert content is not None
+    assert [row["place"] for row in content["rows"][-3:]] == ["on the front", "on the front", "dominated"]
+    assert "Its KL is to the base policy that reads the same message" in html
+
+
+def test_weights_asked_against_utilities_got(tmp_path: Path) -> None:
+    data = read_front(written(tmp_path / "front", conditioned(TWO)))
+    chart = asked_chart(data)
+    assert chart is not None and [panel.title for panel in chart.panels] == TWO
+    trained, follows = chart.panels[1].lines
+    assert (follows.xs, follows.ys) == ((0, 1, 0.5), (0.3, 0.75, 0.6)) and follows.series == 3
+    assert (trained.xs, trained.ys) == ((0, 1, 0.5, 0.75), (0.2, 0.8, 0.7, 0.5))
+    content = asked(data)
+    assert content is not None and content["count"] == 3
+    assert content["columns"] == ["conditioned policy", "trained"]
+    assert [value.replace("\u00a0", " ") for value in content["rows"][0]["values"]] == ["0.75 [0.50, 1.00]", "–"]
+    assert asked(read_front(written(tmp_path / "other", front(TWO)))) is None
+
+
 def test_what_failed_and_what_is_not_there_yet(tmp_path: Path) -> None:
     values = front(TWO, soups=[], knee=None)
     nothing = {"scores": None, "utilities": None, "kl": None, "dominated": None}
@@ -166,7 +218,9 @@ def test_what_failed_and_what_is_not_there_yet(tmp_path: Path) -> None:
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     for objectives in ([HOSTILE, "help"], [HOSTILE, "help", "tone"]):
-        values = front(objectives, notes=[HOSTILE], machine=HOSTILE)
+        values = conditioned(objectives) | {"notes": [HOSTILE], "machine": HOSTILE}
+        values["settings"] |= {"conditioned": HOSTILE}
+        values["conditioned"][0]["name"] = f"conditioned/{HOSTILE}"
         values["points"][0]["reason"] = HOSTILE
         values["points"][1]["name"] = HOSTILE
         data = read_front(written(tmp_path / "front", values))

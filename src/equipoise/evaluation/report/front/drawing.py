@@ -1,6 +1,7 @@
 """Fronts drawn: a scatter of two objectives, parallel coordinates of more; as SVG and with matplotlib.
 
-What is trained, what is a soup and what is the base differ by shape as well as by colour; what is dominated is open.
+What is trained, a soup, asked of a conditioned policy or the base differ by shape as well as by colour; what is
+dominated is open.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from equipoise.evaluation.report.charts import Scale, spread
-from equipoise.evaluation.report.front.inputs import BASE, SOUP, TRAINED, Entry
+from equipoise.evaluation.report.front.inputs import BASE, CONDITIONED, SOUP, TRAINED, Entry
 from equipoise.evaluation.report.text import number, visible_line
 
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 56, 96, 16, 44
-SERIES = {BASE: 0, TRAINED: 1, SOUP: 2}
-COLOURS = {BASE: "#6b7078", TRAINED: "#0a66b2", SOUP: "#c0490a"}  # the page's, by series
-MARKERS = {BASE: "o", TRAINED: "o", SOUP: "s"}
+SERIES = {BASE: 0, TRAINED: 1, SOUP: 2, CONDITIONED: 3}
+COLOURS = {BASE: "#6b7078", TRAINED: "#0a66b2", SOUP: "#c0490a", CONDITIONED: "#00795a"}  # the page's, by series
+MARKERS = {BASE: "o", TRAINED: "o", SOUP: "s", CONDITIONED: "D"}
+DASHES = {TRAINED: (), SOUP: (5, 3), CONDITIONED: (2, 2.5)}  # of lines, the last kind below the others
 INK, SOFT, GRID = "#1c1d1f", "#5b5f66", "#e4e4e0"
 
 
@@ -38,7 +40,7 @@ class Mark:
     @property
     def label(self) -> str:
         """Beside the mark."""
-        name = self.entry.label.removeprefix("point ")
+        name = self.entry.label.removeprefix("point ").replace(f"{CONDITIONED} ", "c")
         return f"{name} (knee)" if self.knee else name
 
 
@@ -91,10 +93,10 @@ class FrontChart:
             return HEIGHT - BOTTOM - self.scales[1].share(value) * (HEIGHT - TOP - BOTTOM)
 
         parts = _axes_svg(self.objectives, self.scales, at_x, at_y)
-        for kind in (SOUP, TRAINED):
-            corners = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in self.front_of(kind))
-            dash = ' stroke-dasharray="5 3"' if kind == SOUP else ""
-            parts.append(f'<polyline class="curve s{SERIES[kind]}"{dash} points="{corners}"/>')
+        for kind in reversed(DASHES):
+            if self.front_of(kind):
+                corners = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in self.front_of(kind))
+                parts.append(f'<polyline class="curve s{SERIES[kind]}"{_dash_svg(kind)} points="{corners}"/>')
         for mark in self.marks:
             parts += self._mark_svg(mark, at_x, at_y)
         return _framed(self.describe(), parts)
@@ -126,9 +128,8 @@ class FrontChart:
     def draw(self, figure: Any) -> None:
         """The same with matplotlib."""
         axes = _new_axes(figure, self.title, (0.1, 0.11, 0.85, 0.78))
-        for kind in (SOUP, TRAINED):
-            corners = self.front_of(kind)
-            style = {"linestyle": (0, (4, 2))} if kind == SOUP else {}
+        for kind in reversed(DASHES):
+            corners, style = self.front_of(kind), _dash_style(kind)
             axes.plot([x for x, _ in corners], [y for _, y in corners], color=COLOURS[kind], linewidth=1.3, **style)
         for mark in self.marks:
             (x, y), (xs, ys) = self._place(mark)
@@ -196,7 +197,7 @@ class ParallelChart:
         values = self._values(mark)
         points = " ".join(f"{self._x(place):.1f},{at_y(value):.1f}" for place, value in enumerate(values))
         thin = " thin" if mark.entry.dominated else ""
-        dash = ' stroke-dasharray="5 3"' if mark.entry.kind != TRAINED and not thin else ""
+        dash = "" if thin else _dash_svg(mark.entry.kind)
         parts = [f'<polyline class="curve {series}{thin}"{dash} points="{points}"/>']
         for place, name in enumerate(self.objectives):
             low, high = mark.entry.utilities[name].ci95
@@ -224,7 +225,7 @@ class ParallelChart:
         for mark in sorted(self.marks, key=lambda mark: not mark.open):
             assert mark.entry.utilities is not None
             values, colour, faint = self._values(mark), COLOURS[mark.entry.kind], bool(mark.entry.dominated)
-            style = {"linestyle": (0, (4, 2))} if mark.entry.kind != TRAINED else {}
+            style = _dash_style(mark.entry.kind)
             axes.plot(values, color=colour, linewidth=0.7 if faint else 1.4, alpha=0.4 if faint else 1.0, **style)
             for place, name in enumerate(self.objectives):
                 low, high = mark.entry.utilities[name].ci95
@@ -252,6 +253,17 @@ def key_svg(kind: str, *, open_: bool) -> Markup:
     shape = _shape_svg(kind, open_)
     size = 'width="14" height="14" viewBox="-7 -7 14 14"'
     return Markup(f'<svg class="key s{SERIES[kind]}" {size} aria-hidden="true">{shape}</svg>')
+
+
+def _dash_svg(kind: str) -> str:
+    """The base is dashed as soups are."""
+    dash = " ".join(f"{length:g}" for length in DASHES.get(kind, DASHES[SOUP]))
+    return f' stroke-dasharray="{dash}"' if dash else ""
+
+
+def _dash_style(kind: str) -> dict[str, Any]:
+    dash = DASHES.get(kind, DASHES[SOUP])
+    return {"linestyle": (0, dash)} if dash else {}
 
 
 def _axes_svg(
@@ -294,6 +306,8 @@ def _shape_svg(kind: str, open_: bool) -> str:
     classes = "dot open" if open_ else "dot"
     if kind == SOUP:
         return f'<rect class="{classes}" x="-4.4" y="-4.4" width="8.8" height="8.8"/>'
+    if kind == CONDITIONED:
+        return f'<path class="{classes}" d="M0,-6 L6,0 L0,6 L-6,0 Z"/>'
     return f'<circle class="{classes}" r="5"/>'
 
 

@@ -14,7 +14,7 @@ from equipoise.evaluation.report.schema import Estimate, Interval, Number
 from equipoise.evaluation.report.text import visible_line
 
 FRONT_FILE = "pareto.json"
-BASE, TRAINED, SOUP = "base", "trained", "soup"
+BASE, TRAINED, SOUP, CONDITIONED = "base", "trained", "soup", "conditioned"
 DONE = "done"
 
 
@@ -23,7 +23,7 @@ class _Input(BaseModel):
 
 
 class Entry(_Input):
-    """The base, a trained point or a soup."""
+    """The base, a trained point, a soup, or a conditioned policy asked for some weights."""
 
     name: str
     weights: dict[str, Number] = {}
@@ -37,8 +37,8 @@ class Entry(_Input):
 
     @property
     def kind(self) -> str:
-        """base, trained or soup."""
-        return {"points": TRAINED, "soups": SOUP}.get(self.name.partition("/")[0], BASE)
+        """base, trained, soup or conditioned."""
+        return {"points": TRAINED, "soups": SOUP, CONDITIONED: CONDITIONED}.get(self.name.partition("/")[0], BASE)
 
     @property
     def label(self) -> str:
@@ -66,6 +66,19 @@ class Volume(_Input):
         return Estimate(mean=self.value, ci95=self.ci95)
 
 
+class Followed(_Input):
+    """How the weight of an objective and its utility go together over some entries."""
+
+    rank_correlation: Number | None = None
+    ci95: Interval
+    n: int
+
+    @property
+    def estimate(self) -> Estimate:
+        """As other numbers are written."""
+        return Estimate(mean=self.rank_correlation, ci95=self.ci95)
+
+
 class AspectOf(_Input):
     """What an aspect's numbers mean."""
 
@@ -81,6 +94,8 @@ class Front(_Input):
     base: Entry
     points: list[Entry]
     soups: list[Entry] = []
+    conditioned: list[Entry] = []
+    followed: dict[str, dict[str, Followed]] | None = None
     reference: dict[str, Number] | None = None
     hypervolume: dict[str, Volume] | None = None
     knee: str | None = None
@@ -93,7 +108,7 @@ class Front(_Input):
 
     @model_validator(mode="after")
     def _every_point_has_the_objectives(self) -> Front:
-        for entry in (self.base, *self.points, *self.soups):
+        for entry in (self.base, *self.points, *self.soups, *self.conditioned):
             if entry.utilities is None:
                 continue
             for objective in self.objectives:
@@ -111,8 +126,8 @@ class FrontData:
 
     @property
     def entries(self) -> list[Entry]:
-        """Base, points and soups."""
-        return [self.front.base, *self.front.points, *self.front.soups]
+        """Base, points, soups and what a conditioned policy was asked for."""
+        return [self.front.base, *self.front.points, *self.front.soups, *self.front.conditioned]
 
     def judged(self, *kinds: str) -> list[Entry]:
         """Those with scores, of these kinds (all, if none is named)."""

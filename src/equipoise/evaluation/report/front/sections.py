@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from equipoise.evaluation.report.charts import Chart, nice_scale, unit_or_nice
-from equipoise.evaluation.report.front.drawing import FrontChart, Mark, ParallelChart, key_svg
-from equipoise.evaluation.report.front.inputs import BASE, DONE, SOUP, TRAINED, Entry, FrontData
+from equipoise.evaluation.report.charts import (
+    Chart,
+    Line,
+    Panel,
+    PanelChart,
+    marker_svg,
+    nice_scale,
+    unit_or_nice,
+)
+from equipoise.evaluation.report.front.drawing import SERIES, FrontChart, Mark, ParallelChart, key_svg
+from equipoise.evaluation.report.front.inputs import BASE, CONDITIONED, DONE, SOUP, TRAINED, Entry, FrontData
 from equipoise.evaluation.report.schema import Estimate
 from equipoise.evaluation.report.section import Section
 from equipoise.evaluation.report.setup import period
@@ -22,7 +30,8 @@ from equipoise.evaluation.report.text import (
     verdict,
 )
 
-TRAINED_VOLUME, SOUPS_VOLUME, DIFFERENCE = "trained", "soups", "soups_less_trained"
+TRAINED_VOLUME, SOUPS_VOLUME, LESS_TRAINED = "trained", "soups", "_less_trained"
+LABELS = {TRAINED: "trained", SOUP: "soup of the corners", CONDITIONED: "conditioned policy", BASE: "base policy"}
 
 
 # -- summary -----------------------------------------------------------------------------------------------------------
@@ -34,7 +43,7 @@ def summary(data: FrontData) -> dict[str, Any] | None:
     return {
         "headline": headline(data),
         "missing": joined([f"{entry.label} {entry.status}" for entry in failed]),
-        "sentences": [text for text in (_volume(data), _knee(data), _base(data), _soups(data)) if text],
+        "sentences": [text for text in (_volume(data), _knee(data), _base(data), *_others(data)) if text],
     }
 
 
@@ -84,20 +93,25 @@ def _base(data: FrontData) -> str:
     return "No trained point dominates the base policy"
 
 
-def _soups(data: FrontData) -> str:
+def _others(data: FrontData) -> list[str]:
+    return [
+        _other(data, SOUPS_VOLUME, "Soups of the corners, with the corners themselves, reach"),
+        _other(data, CONDITIONED, "One conditioned policy, asked for the weights of the points, reaches"),
+    ]
+
+
+def _other(data: FrontData, name: str, subject: str) -> str:
     volumes = data.front.hypervolume or {}
-    if SOUPS_VOLUME not in volumes or DIFFERENCE not in volumes:
+    if name not in volumes or name + LESS_TRAINED not in volumes:
         return ""
+    difference = volumes[name + LESS_TRAINED].estimate
     said = {
         "rose": "more than that of the trained points",
         "fell": "less than that of the trained points",
         "unclear": "not clearly different from that of the trained points",
         "unknown": "",
-    }[verdict(volumes[DIFFERENCE].estimate)]
-    return (
-        f"Soups of the corners, with the corners themselves, reach {_exact(volumes[SOUPS_VOLUME].estimate)}, {said} "
-        f"(difference {_exact(volumes[DIFFERENCE].estimate, signed=True)})"
-    )
+    }[verdict(difference)]
+    return f"{subject} {_exact(volumes[name].estimate)}, {said} (difference {_exact(difference, signed=True)})"
 
 
 # -- figure ------------------------------------------------------------------------------------------------------------
@@ -129,9 +143,8 @@ def figure(data: FrontData) -> dict[str, Any] | None:
     chart = front_chart(data)
     if chart is None:
         return None
-    labels = {TRAINED: "trained", SOUP: "soup of the corners", BASE: "base policy"}
-    legend = [(key_svg(kind, open_=kind == BASE), labels[kind]) for kind in labels if data.judged(kind)]
-    if any(entry.dominated for entry in data.judged(TRAINED, SOUP)):
+    legend = [(key_svg(kind, open_=kind == BASE), LABELS[kind]) for kind in LABELS if data.judged(kind)]
+    if any(entry.dominated for entry in data.judged(TRAINED, SOUP, CONDITIONED)):
         legend.append((key_svg(TRAINED, open_=True), "dominated (open)"))
     return {
         "svg": chart.svg(),
@@ -144,6 +157,61 @@ def figure(data: FrontData) -> dict[str, Any] | None:
 def charts(data: FrontData) -> list[Chart]:
     """figures/front.png."""
     chart = front_chart(data)
+    return [] if chart is None else [chart]
+
+
+# -- weights asked -----------------------------------------------------------------------------------------------------
+
+
+def asked_chart(data: FrontData) -> PanelChart | None:
+    """Per objective the weight asked against the utility got; None where no conditioned policy is judged."""
+    if not data.judged(CONDITIONED):
+        return None
+    panels = []
+    for name in data.front.objectives:
+        lines = [
+            Line(
+                LABELS[kind],
+                "points",
+                tuple(entry.weights[name] for entry in entries),
+                tuple(entry.value(name) for entry in entries),
+                series=SERIES[kind],
+            )
+            for kind in (TRAINED, CONDITIONED)
+            if (entries := data.judged(kind))
+        ]
+        scale = nice_scale([y for line in lines for y in line.ys])
+        panels.append(Panel(name, tuple(lines), scale, "weight", from_zero=True))
+    return PanelChart("asked", "Weights asked, utilities got", tuple(panels))
+
+
+def asked(data: FrontData) -> dict[str, Any] | None:
+    """The panels, and the rank correlation of weight and utility for each objective."""
+    chart = asked_chart(data)
+    if chart is None:
+        return None
+    followed = data.front.followed or {}
+    kinds = [kind for kind in (CONDITIONED, TRAINED) if data.judged(kind)]
+    rows = [
+        {
+            "name": name,
+            "values": [value_and_interval(of_kind[kind].estimate) if kind in of_kind else "" for kind in kinds],
+        }
+        for name in data.front.objectives
+        if (of_kind := followed.get(name))
+    ]
+    return {
+        "chart": chart,
+        "legend": [(marker_svg(SERIES[kind]), LABELS[kind]) for kind in reversed(kinds)],
+        "columns": [LABELS[kind] for kind in kinds],
+        "rows": rows,
+        "count": len(data.judged(CONDITIONED)),
+    }
+
+
+def asked_charts(data: FrontData) -> list[Chart]:
+    """figures/asked.png."""
+    chart = asked_chart(data)
     return [] if chart is None else [chart]
 
 
@@ -213,8 +281,17 @@ def setup(data: FrontData) -> dict[str, Any] | None:
         "pairs": [(name, value) for name, value in facts if value],
         "failed": [(entry.label, entry.reason) for entry in data.entries if entry.reason is not None],
         "recipe": [(key, plain(value)) for key, value in front.recipe.items()],
-        "sentences": [*front.notes, *_limits(judge)],
+        "sentences": [*front.notes, *_limits(judge), *_conditioned_limits(data)],
     }
+
+
+def _conditioned_limits(data: FrontData) -> list[str]:
+    if not data.front.conditioned:
+        return []
+    return [
+        "All points of the conditioned policy are one training run with one seed: what that run happened to learn is "
+        "in all of them. Its KL is to the base policy that reads the same message."
+    ]
 
 
 def _limits(judge: Any) -> list[str]:
@@ -232,6 +309,7 @@ def _limits(judge: Any) -> list[str]:
 SECTIONS: tuple[Section[FrontData], ...] = (
     Section("summary", "Summary", summary, template="front_summary"),
     Section("front", "The front", figure, "no point is judged yet", charts, template="front_figure"),
+    Section("asked", "Weights asked, scores got", asked, charts=asked_charts, short="Asked", template="front_asked"),
     Section("points", "Every point", table, "no point is judged yet", template="front_table"),
     Section("setup", "Set-up and limits", setup, template="front_setup"),
 )
