@@ -22,8 +22,8 @@ def pessimistic_scores(
     Utilities are straight lines in the score, so what is taken off the score in its units is what is taken off the
     utility in its own, with a range and without. A column with kappa 0 stays as it is, to the last bit.
 
-    Source: the penalty by the standard deviation is the lower confidence bound; Coste et al., arXiv 2310.02743,
-    section 3.3, take the variance (their UWO), which has no unit in common with the reward.
+    Source: a penalty by the standard deviation is a lower confidence bound; Coste et al., arXiv 2310.02743, take the
+    variance (their UWO), which has no unit in common with the reward.
 
     Example: kappa 2, std 0.5: a politeness of 3 (higher is better) becomes 2, a toxicity of 3 becomes 4.
     """

@@ -71,8 +71,10 @@ def mean_and_std(values_BMK: Tensor) -> tuple[Tensor, Tensor]:
 
     Example: members 1, 2, 3: mean 2, std sqrt((1 + 0 + 1) / 2) = 1.
     """
-    wide = values_BMK.double()
-    return wide.mean(dim=1).to(values_BMK.dtype), wide.std(dim=1, correction=1).to(values_BMK.dtype)
+    wide_BMK = values_BMK.double()
+    mean_B1K = wide_BMK.mean(dim=1, keepdim=True)
+    variance_BK = (wide_BMK - mean_B1K).square().sum(dim=1) / (values_BMK.shape[1] - 1)
+    return mean_B1K.squeeze(1).to(values_BMK.dtype), variance_BK.sqrt().to(values_BMK.dtype)
 
 
 def write_members(directory: Path, members: Members, aspects: Sequence[str]) -> None:

@@ -191,19 +191,21 @@ def score_rollout_with_std(rollout: Rollout, scorers: Sequence[Scorer]) -> tuple
     columns: list[Tensor] = []
     stds: list[Tensor] = []
     for scorer in scorers:
-        found: tuple[Scores, Scores | None] = (
-            scorer.score_with_std(distinct) if has_std(scorer) else (scorer.score(distinct), None)  # type: ignore[attr-defined]
-        )
-        for part, into in zip(found, (columns, stds), strict=True):
-            if part is None:
-                into += [torch.full((len(rows),), math.nan, dtype=torch.float64)] * len(scorer.aspects)
-                continue
-            _check_names(scorer, part)
-            into += [_column(scorer.name, aspect.name, part[aspect.name], rows) for aspect in scorer.aspects]
         if has_std(scorer):
+            scores, std = scorer.score_with_std(distinct)  # type: ignore[attr-defined]
+            columns += _columns(scorer, scores, rows)
+            stds += _columns(scorer, std, rows)
             _check_stds(scorer, columns, stds)
+        else:
+            columns += _columns(scorer, scorer.score(distinct), rows)
+            stds += [torch.full((len(rows),), math.nan, dtype=torch.float64)] * len(scorer.aspects)
     scores_BK = torch.stack(columns, dim=1)[inverse]
     return scores_BK, torch.stack(stds, dim=1)[inverse] if any(has_std(scorer) for scorer in scorers) else None
+
+
+def _columns(scorer: Scorer, values: Any, rows: list[int]) -> list[Tensor]:
+    _check_names(scorer, values)
+    return [_column(scorer.name, aspect.name, values[aspect.name], rows) for aspect in scorer.aspects]
 
 
 def _check_stds(scorer: Scorer, columns: Sequence[Tensor], stds: Sequence[Tensor]) -> None:
