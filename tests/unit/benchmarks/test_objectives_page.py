@@ -18,7 +18,7 @@ from tests.study_report_toys import random_rows, study_directory, write_evaluati
 from equipoise.errors import ConfigError
 from equipoise.evaluation.report.study.inputs import SizeData, read_study
 
-EVEN = dict.fromkeys(ASPECTS, 0.5)
+EVEN: dict[str, float] = {aspect: 0.5 for aspect in ASPECTS}
 SKEWED = {"politeness": 1.0, "meaningfulness": 0.0, "actionability": 0.0, "safety": 3.0}
 # The toys know these names: what each stands for here.
 STANDS_FOR: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
