@@ -42,6 +42,7 @@ from equipoise.models.aspects import utilities
 from equipoise.models.flops import FlopCounter
 from equipoise.models.policy import Policy
 from equipoise.models.policy_module import TokenScores
+from equipoise.models.sharding import is_sharded
 from equipoise.rollout.logprobs import score_in_chunks, score_tokens
 from equipoise.rollout.randomness import derived_seed
 from equipoise.rollout.scorers import Scorer
@@ -241,10 +242,44 @@ class MinibatchLoss:
         self.clipped = torch.zeros(2, dtype=torch.float64)  # clipped tokens, tokens
 
     def micro_batches(self, global_rows: Tensor) -> list[Callable[[], Tensor]]:
-        """A loss per micro-batch of this process's rows, as many on every process."""
+        """A loss per micro-batch of this process's rows, as many on every process.
+
+        Rows whose part of the loss is 0 whatever the policy does get no gradient: they keep their place in the
+        normaliser and go through no backward pass. Call it right before the update.
+        """
         own = self._signal.own_rows(global_rows)
-        parts = own_passes(own, self._rollout, self._config.micro_batch_size, self._run)
+        moving = self._moving(own)
+        self._pass_by(own[~moving])
+        parts = own_passes(own[moving], self._rollout, self._config.micro_batch_size, self._run)
         return [lambda rows=rows: self._micro_batch(rows) for rows in parts]
+
+    def _moving(self, rows: Tensor) -> Tensor:
+        """Which of these rows can have a gradient: in the loss, with an advantage or with a KL term of their own."""
+        if is_sharded(self._policy.module):  # every process takes part in every pass
+            return torch.ones_like(rows, dtype=torch.bool)
+        trained = self._signal.trained_B[rows]
+        if self._reference is not None and self._config.kl_in == "loss":
+            return trained
+        return trained & (self._signal.advantages_B[rows] != 0)
+
+    def _pass_by(self, rows: Tensor) -> None:
+        """Look at rows without a gradient, where nothing has looked at the rollout yet, and count their tokens."""
+        if not len(rows):
+            return
+        part = self._rollout[rows.to(self._policy.device)]
+        tokens = int(self._rollout.lengths_B.cpu()[rows][self._signal.trained_B[rows]].sum())
+        self.clipped += torch.tensor([0.0, tokens], dtype=torch.float64)
+        self._run.count(trained_tokens=tokens)
+        if self._old_BT is not None:
+            return
+        with_kl = self._reference is not None
+        scores = score_in_chunks(
+            self._policy, part, self._config.micro_batch_size or ROWS_WITHOUT_GRADIENT,
+            with_entropy=True, with_unit_logprobs=with_kl,
+        )  # fmt: skip
+        self._seen.observe(rows, scores, self._reference)
+        counts = self._counter.counts(part.prompt_ids_BS, part.prompt_mask_BS, part.completion_mask_BT)
+        self._run.count(forward=self._counter.forward(*counts))
 
     def _micro_batch(self, rows: Tensor) -> Tensor:
         config, device = self._config, self._policy.device

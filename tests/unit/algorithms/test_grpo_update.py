@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -254,10 +255,41 @@ def test_metrics_are_what_they_say(
     assert sum(line[f"advantage/{name}/variance_share"] for name in ("a", "b")) == pytest.approx(1.0)
 
 
+def flops_of(directory: Path, rollout: Rollout, rows: slice) -> tuple[float, float]:
+    """Forward and backward FLOPs of these rows in one pass of a fresh policy."""
+    counter = grpo.FlopCounter.of(load_policy(directory, trainable=True).module)
+    part = rollout[rows]
+    counts = counter.counts(part.prompt_ids_BS, part.prompt_mask_BS, part.completion_mask_BT)
+    return counter.forward(*counts), counter.backward(*counts)
+
+
+@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": 0.0, "num_epochs": 2}, {"beta": 0.1}])
+def test_rows_without_a_gradient_go_through_no_backward_pass(
+    directory: Path, tmp_path: Path, rollout: Rollout, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Row 5 has no score, group 2 (rows 6 to 8) equal ones; with a KL term they have a gradient nevertheless.
+
+    The loss is that of all rows, which the twin computes one by one; so is the normaliser.
+    """
+    config = config_of(directory, **options)
+    outcome = train(directory, tmp_path / "run", rollout, TABLE, config, monkeypatch)
+    twin = expected(outcome, rollout, TABLE, config)
+    assert outcome.line["loss"] == pytest.approx(sum(twin.losses) / len(twin.losses), rel=1e-7, abs=1e-12)
+    assert outcome.line["trained_completions"] == 12
+    assert outcome.line["zero_variance_groups"] == 1
+    cost = json.loads((tmp_path / "run" / "cost.json").read_text())
+    every, still = flops_of(directory, rollout, slice(0, 12)), flops_of(directory, rollout, slice(5, 9))
+    idle, epochs = 0 if config.beta else 1, config.num_epochs
+    looked = every[0] if epochs > 1 else idle * still[0]  # without a gradient, before the first update
+    assert cost["flops"]["forward"] == pytest.approx(looked + epochs * (every[0] - idle * still[0]))
+    assert cost["flops"]["backward"] == pytest.approx(epochs * (every[1] - idle * still[1]))
+    assert cost["trained_tokens"] == epochs * int(rollout.lengths_B.sum())
+
+
 @pytest.mark.parametrize(
     ("options", "policy_passes", "reference_passes"),
     [
-        ({"beta": 0.0}, 1, 0),
+        ({"beta": 0.0}, 2, 0),  # group 2 has no variance, and is looked at without a gradient
         ({"beta": 0.1}, 1, 1),
         ({"beta": 0.1, "num_epochs": 2}, 3, 1),
         ({"beta": 0.0, "num_minibatches": 2}, 3, 0),
