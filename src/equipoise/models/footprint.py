@@ -284,38 +284,40 @@ def _matrices(base: Any, tables: set[int]) -> Iterator[tuple[str, torch.Tensor, 
 # -- what a pass needs -----------------------------------------------------------------------------------------------
 
 
-def layer_activations(net: Network, batch: Batch, *, kept_weights: bool = False) -> float:
+def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> float:
     """Bytes that autograd keeps of one layer of these sequences, packed.
 
     - the inputs of both norms in float32; where the norm is trained, the normalised ones too;
     - the input of every trained or adapted matrix: under bfloat16 a copy for each, in float32 shared between those that
       read the same; the adapters' inner values;
     - queries, keys, values and result of attention, a number per head; for rows that share a prompt, keys and values
-      of prompt and row side by side, and under bfloat16 a copy of the mask;
+      of prompt and row side by side; in float32 on a CPU (`packed_attention`), else in the product's type, then with a
+      copy of the mask under bfloat16;
     - of a gated feed-forward layer its two products and the activation's result.
 
-    kept_weights: attention has no fused kernel for a mask with grouped heads (CUDA), and keeps its weights in float32.
+    on_gpu: attention has no fused kernel for a mask with grouped heads there, and keeps its weights in float32.
     """
     item, tokens = net.product, batch.tokens
     norms = 2 * SINGLE * net.hidden * (1 if net.adapted else 2)
     inputs = HALF * net.inputs_apart if net.low else SINGLE * net.inputs_shared
-    attention = item * (2 * net.queries + 2 * net.keys) + SINGLE * net.heads
+    seen = item if on_gpu else SINGLE
+    attention = seen * (2 * net.queries + 2 * net.keys) + SINGLE * net.heads
     feed_forward = item * net.feed_forward * (3 if net.gated else 1)
     kept = tokens * (norms + inputs + item * net.ranks + attention + feed_forward)
-    kept += item * 2 * net.keys * batch.branches * batch.length
-    if net.low:
+    kept += seen * 2 * net.keys * batch.branches * batch.length
+    if net.low and on_gpu:
         kept += HALF * batch.branches * batch.completion_tokens * batch.length
-    if kept_weights and net.heads != net.key_heads:
+    if on_gpu and net.heads != net.key_heads:
         kept += SINGLE * batch.branches * batch.length * (net.heads * batch.completion_tokens + 2 * net.queries)
     return kept
 
 
-def activations(net: Network, batch: Batch, *, kept_weights: bool = False) -> float:
+def activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> float:
     """Bytes that autograd keeps of a pass, the vocabulary projection's left out.
 
     With gradient checkpointing the inputs of all layers and one layer's activations.
     """
-    layer = layer_activations(net, batch, kept_weights=kept_weights)
+    layer = layer_activations(net, batch, on_gpu=on_gpu)
     stream = float(net.residual * net.hidden * batch.tokens)
     mask = SINGLE * batch.branches * batch.completion_tokens * batch.length
     layers = net.layers * stream + layer if net.checkpointing else net.layers * layer
@@ -351,15 +353,13 @@ def _projection(net: Network, positions: float) -> tuple[float, float]:
     return forward, kept + cast + gradient + numbers * (products + SINGLE)
 
 
-def update_terms(
-    net: Network, batch: Batch, passes: int, *, projects: bool = True, kept_weights: bool = False
-) -> Terms:
+def update_terms(net: Network, batch: Batch, passes: int, *, projects: bool = True, on_gpu: bool = False) -> Terms:
     """Bytes on top of weights and moments at the fullest moment of an update of `passes` micro-batches.
 
     Either the backward pass begins, with all activations, or it ends, with all gradients. Gradients of the first
     micro-batch grow while activations go.
     """
-    kept = activations(net, batch, kept_weights=kept_weights)
+    kept = activations(net, batch, on_gpu=on_gpu)
     forward, backward = _projection(net, batch.scored) if projects else (0.0, 0.0)
     earlier = net.gradients if passes > 1 else 0.0
     working = working_set(net, batch.tokens)
@@ -370,7 +370,7 @@ def update_terms(
         "bfloat16 copies": net.casts,
     }
     tables = net.embedding_trained * SINGLE * net.table * (1 + (net.tied and projects and passes > 1))
-    first_layer = layer_activations(net, batch, kept_weights=kept_weights)
+    first_layer = layer_activations(net, batch, on_gpu=on_gpu)
     ends: Terms = {"gradients": net.gradients + tables, "activations": first_layer + working, "logits": 0.0}
     ends["bfloat16 copies"] = 0.0
     return max(begins, ends, key=lambda terms: sum(terms.values()))

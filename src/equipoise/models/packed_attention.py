@@ -6,6 +6,8 @@ calls attention again in the backward pass; a call without a `packing` argument 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,14 +48,28 @@ def packed_attention(
     asked = [name for name in UNKNOWN if options.get(name) is not None]
     if asked or not getattr(module, "is_causal", True) or query.shape[2] != key.shape[2]:
         raise NotImplementedError(f"packed attention of {type(module).__name__}: {asked or 'not causal'}")
-    queries, keys, values = (_ToSlots.apply(_by_token(part), packing) for part in (query, key, value))
     settings = {"dropout_p": dropout, "scale": scaling}
-    outputs = [_causal(queries, keys, values, rectangle, settings) for rectangle in packing.alone]
-    if packing.trunks is not None:
-        outputs.append(_causal(queries, keys, values, packing.trunks, settings))
-        outputs += [_branching(queries, keys, values, packing.trunks, part, settings) for part in packing.branches]
-    slots_MHD = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return _FromSlots.apply(slots_MHD, packing).unsqueeze(0), None  # type: ignore[union-attr]
+    with _float32_on_cpu(query) as dtype:
+        queries, keys, values = (_ToSlots.apply(_by_token(part).to(dtype), packing) for part in (query, key, value))
+        outputs = [_causal(queries, keys, values, rectangle, settings) for rectangle in packing.alone]
+        if packing.trunks is not None:
+            outputs.append(_causal(queries, keys, values, packing.trunks, settings))
+            outputs += [_branching(queries, keys, values, packing.trunks, part, settings) for part in packing.branches]
+        slots_MHD = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        tokens_NHD = _FromSlots.apply(slots_MHD, packing)
+    return tokens_NHD.to(query.dtype).unsqueeze(0), None  # type: ignore[union-attr]
+
+
+@contextmanager
+def _float32_on_cpu(query: Tensor) -> Iterator[torch.dtype]:
+    """The type to attend in: torch's attention in bfloat16 on a CPU takes several times its float32 in the backward
+    pass, more than the matrix products around it gain."""
+    low = torch.is_autocast_enabled("cpu") or query.dtype in (torch.bfloat16, torch.float16)
+    if query.device.type != "cpu" or query.dtype == torch.float64 or not low:
+        yield query.dtype
+        return
+    with torch.autocast("cpu", enabled=False):  # it would cast everything to bfloat16
+        yield torch.float32
 
 
 def _by_token(part: Tensor) -> Tensor:

@@ -214,12 +214,12 @@ def _need_online(config: GRPOConfig | PPOConfig, configs: Configs, lengths: Leng
     if isinstance(config, PPOConfig) or updates > 1 or config.kl_in == "reward":
         phases["first look"] = scoring_terms(net, looked)
         passes["forward"] = [Pass("forward", net, looked, looks)]
-    phases["update"] = update_terms(net, batch, math.ceil(times), kept_weights=on_gpu)
+    phases["update"] = update_terms(net, batch, math.ceil(times), on_gpu=on_gpu)
     trained = net.trained
     if isinstance(config, PPOConfig) and config.critic.kind == "separate":
         critic = critic_network(net if config.critic.model is None else configs.policy(config.critic.model))
         resident |= {"critic": critic.weights, "critic's moments": critic.moments}
-        phases["critic's update"] = update_terms(critic, batch, math.ceil(times), projects=False, kept_weights=on_gpu)
+        phases["critic's update"] = update_terms(critic, batch, math.ceil(times), projects=False, on_gpu=on_gpu)
         passes["critic"] = [
             Pass("forward", critic, looked, looks, projects=False),
             Pass("update", critic, batch, times * updates, projects=False),
@@ -287,7 +287,7 @@ def _need_data(config: SFTConfig | DPOConfig, configs: Configs, lengths: Lengths
     count = min(count, config.batch_size)
     batch = Batch(count, count * sides, prompt, response)
     times = config.batch_size / count
-    phases = {"update": update_terms(net, batch, math.ceil(times), kept_weights=on_gpu)}
+    phases = {"update": update_terms(net, batch, math.ceil(times), on_gpu=on_gpu)}
     if isinstance(config, DPOConfig):
         phases["reference"] = scoring_terms(net, batch)
     phases["checkpoint"] = {"copies for the checkpoint": 3.0 * SINGLE * net.trained}

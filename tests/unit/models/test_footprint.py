@@ -122,10 +122,10 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer() -> None:
 def test_attention_without_a_fused_kernel_keeps_its_weights() -> None:
     """4 bytes x 12 rows x 36 columns x (8 heads x 16 tokens + keys and values of 64 each); nothing without groups."""
     net, batch = network(), Batch(3, 12, 20, 16)
-    more = footprint.layer_activations(net, batch, kept_weights=True) - footprint.layer_activations(net, batch)
+    more = footprint.layer_activations(net, batch, on_gpu=True) - footprint.layer_activations(net, batch)
     assert more == 4 * 12 * 36 * (8 * 16 + 2 * 64)
     alone = Batch(12, 12, 20, 16)
-    assert footprint.layer_activations(net, alone, kept_weights=True) == footprint.layer_activations(net, alone)
+    assert footprint.layer_activations(net, alone, on_gpu=True) == footprint.layer_activations(net, alone)
 
 
 def test_gradients_of_a_second_pass_meet_all_activations() -> None:
