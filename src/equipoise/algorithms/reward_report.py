@@ -52,7 +52,7 @@ def uncertainty_metrics(std_N: Tensor, predictions_N: Tensor, labels_N: Tensor) 
     n; mean_std (native units); rmse, which an ensemble that knows its error would have for a std (labels' own noise is
     in it); error_spearman, the rank correlation of std and |prediction - label|. None where a value is undefined.
 
-    Example: std [1, 2, 9], predictions [0, 0, 0], labels [1, -3, nan]: n 2, mean_std 1.5, rmse sqrt(5),
+    Example: std [1, 2, 9], predictions [0, 0, 0], labels [1, 3, nan]: n 2, mean_std 1.5, rmse sqrt(5),
     error_spearman 1.
     """
     scored_N = ~labels_N.isnan()

@@ -217,7 +217,7 @@ def test_report_says_how_far_the_disagreement_can_be_trusted(backbone, records, 
 
 
 def test_uncertainty_metrics_worked():
-    found = uncertainty_metrics(torch.tensor([1.0, 2.0, 9.0]), torch.zeros(3), torch.tensor([1.0, -3.0, math.nan]))
+    found = uncertainty_metrics(torch.tensor([1.0, 2.0, 9.0]), torch.zeros(3), torch.tensor([1.0, 3.0, math.nan]))
     assert found == pytest.approx({"n": 2, "mean_std": 1.5, "rmse": math.sqrt(5), "error_spearman": 1.0})
     nothing = uncertainty_metrics(torch.ones(1), torch.ones(1), torch.tensor([math.nan]))
     assert nothing == {"n": 0, "mean_std": None, "rmse": None, "error_spearman": None}

@@ -62,7 +62,8 @@ def test_steps_worked():
         {"step": 1, "disagreement": 0.2, "proxy": 0.6, "rubric": 0.6, "gap": 0.0, "error": 0.1}, abs=1e-6
     )
     assert rows[1]["gap"] == pytest.approx(0.6) and rows[1]["error"] == pytest.approx(0.6)
-    assert across_steps(rows) == {"gap": pytest.approx(1.0), "error": pytest.approx(1.0)}
+    three = [{"disagreement": d, "gap": g, "error": e} for d, g, e in ((1, 1, 3), (2, 3, 2), (3, 2, 1))]
+    assert across_steps(three) == {"gap": pytest.approx(0.5), "error": pytest.approx(-1.0)}
 
 
 def test_warning_worked():
