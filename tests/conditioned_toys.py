@@ -19,15 +19,17 @@ ASPECTS = {
 SCORERS = [{"function": "tests.toy:two_aspects", "aspects": ASPECTS}]
 
 
-def reading_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
-    """Words of the toy world, names of aspects, and every digit and sign by itself."""
+def reading_tokenizer(*, chat: bool = False, whole: bool = False) -> PreTrainedTokenizerFast:
+    """Words of the toy world, names of aspects, and every digit and sign by itself.
+
+    `whole`: a weight of 0, 1/2 or 1 is one token instead, its place in the message included, which a network that
+    cannot count digits reads; others are unknown.
+    """
     words = ["<pad>", "<eos>", "<bos>", "<unk>", *WORDS, "politeness", "rudeness", "b", "system", "user", "assistant"]
-    backend = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate([*words, *"0123456789.,<|>:"])}, unk_token="<unk>")
-    )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[a-z]+|."), "isolated")]
-    )
+    numbers = [f"{n}{end}" for n in ("0.00", "0.50", "1.00") for end in ",."] if whole else [*"0123456789.,<|>:"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*words, *numbers])}, unk_token="<unk>"))
+    signs = [] if whole else [pre_tokenizers.Split(Regex("[a-z]+|."), "isolated")]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), *signs])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
     )
@@ -39,11 +41,11 @@ def reading_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
 class ReadingWorld(World):
     """The world of runs, with a model that can read weights."""
 
-    def __init__(self, directory: Path, *, chat: bool = False, layers: int = 1) -> None:
+    def __init__(self, directory: Path, *, whole: bool = False, **sizes: Any) -> None:
         super().__init__(directory)
         self.model = directory / "reader"
-        tokenizer = reading_tokenizer(chat=chat)
-        toy_model(layers=layers, vocabulary=len(tokenizer)).save_pretrained(self.model)
+        tokenizer = reading_tokenizer(whole=whole)
+        toy_model(**{"layers": 1, "vocabulary": len(tokenizer), **sizes}).save_pretrained(self.model)
         tokenizer.save_pretrained(self.model)
 
     def conditioned(self, name: str = "conditioned", **changes: Any) -> Path:
