@@ -79,6 +79,12 @@ def frozen(monkeypatch) -> None:
     monkeypatch.setattr(RewardModel, "from_backbone", classmethod(build_frozen))
 
 
+def drawn(rows: list[int], config: RewardConfig) -> torch.Tensor:
+    weights = bootstrap_weights(rows, config)
+    assert weights is not None
+    return weights
+
+
 def features(backbone: Path, aspects: list, texts: list[str]) -> torch.Tensor:
     """What lies under the heads, read by a hook on the head of a plain model."""
     model = RewardModel.from_backbone(BackboneConfig(model=str(backbone), dropout=0.0), aspects, None, 0)
@@ -118,7 +124,7 @@ def test_members_learn_as_they_would_alone(balance, loss, backbone, records, tmp
             labels = sum(int((~y_NK[row].isnan()).sum()) for row in batch)
             total = torch.zeros(())
             for row in batch:
-                v = bootstrap_weights([row], config)[0, member]
+                v = drawn([row], config)[0, member]
                 for k in range(2):
                     if not y_NK[row, k].isnan():
                         error = weight[k] @ x_NH[row] + bias[k] - y_NK[row, k]
@@ -152,15 +158,15 @@ def test_weights_are_a_counters(backbone):
     """A row weighs the same whatever its batch; the draws are exponential of mean 1, and no two members' agree."""
     config = recipe(backbone)
     rows = list(range(20_000))
-    weights = bootstrap_weights(rows, config)
+    weights = drawn(rows, config)
     assert weights.shape == (20_000, 3) and weights.dtype == torch.float32
-    assert torch.equal(bootstrap_weights([7, 3], config), weights[[7, 3]])
+    assert torch.equal(drawn([7, 3], config), weights[[7, 3]])
     assert (weights > 0).all() and torch.isfinite(weights).all()
     ordered = weights.sort(dim=0).values
     expected = 1 - torch.exp(-ordered)
     assert (expected - torch.linspace(0, 1, 20_000)[:, None]).abs().max() < 0.02, "Kolmogorov's distance"
     assert torch.corrcoef(weights.T)[0, 1].abs() < 0.03
-    other = bootstrap_weights(rows, recipe(backbone, seed=1))
+    other = drawn(rows, recipe(backbone, seed=1))
     assert torch.corrcoef(torch.stack([weights[:, 0], other[:, 0]]))[0, 1].abs() < 0.03
     assert bootstrap_weights(rows, recipe(backbone, ensemble={"members": 2, "bootstrap": False})) is None
     assert member_seeds(config) == member_seeds(recipe(backbone, ensemble={"members": 4}))[:3]

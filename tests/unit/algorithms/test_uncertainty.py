@@ -234,7 +234,9 @@ def test_the_run_ends_where_the_ensemble_parts(tmp_path):
     assert run.stopped == {
         "step": 4, "rule": "stop.max_uncertainty", "value": 1.51, "limit": 1.5, "best_step": None
     }  # fmt: skip
-    assert explained(run.stopped).startswith("stop.max_uncertainty 1.5 is exceeded: the reward ensemble disagrees 1.51")
+    assert run.stopped is not None and explained(run.stopped).startswith(
+        "stop.max_uncertainty 1.5 is exceeded: the reward ensemble disagrees 1.51"
+    )
 
 
 def test_rules_on_uncertainty_that_cannot_be(tmp_path):

@@ -47,8 +47,10 @@ def made_up(steps: int = 12, prompts: int = 6) -> Completions:
 def test_per_completion_is_scipys():
     data = made_up()
     found = per_completion(data, 50)
-    assert found["spearman"] == pytest.approx(spearmanr(data.std_N, data.error_N).statistic)
-    within = [spearmanr(data.std_N[data.step_N == s], data.error_N[data.step_N == s]).statistic for s in range(1, 13)]
+    assert found["spearman"] == pytest.approx(spearmanr(data.std_N, data.error_N)[0])
+    within: list[Any] = [
+        spearmanr(data.std_N[data.step_N == s], data.error_N[data.step_N == s])[0] for s in range(1, 13)
+    ]
     assert found["spearman_within_steps"] == pytest.approx(sum(within) / 12)
     low, high = found["ci95"]
     assert low < found["spearman"] < high and found["prompts"] == 6 and found["n"] == 72
@@ -62,7 +64,9 @@ def test_steps_worked():
         {"step": 1, "disagreement": 0.2, "proxy": 0.6, "rubric": 0.6, "gap": 0.0, "error": 0.1}, abs=1e-6
     )
     assert rows[1]["gap"] == pytest.approx(0.6) and rows[1]["error"] == pytest.approx(0.6)
-    three = [{"disagreement": d, "gap": g, "error": e} for d, g, e in ((1, 1, 3), (2, 3, 2), (3, 2, 1))]
+    three = [
+        {"disagreement": d, "gap": g, "error": e} for d, g, e in ((1.0, 1.0, 3.0), (2.0, 3.0, 2.0), (3.0, 2.0, 1.0))
+    ]
     assert across_steps(three) == {"gap": pytest.approx(0.5), "error": pytest.approx(-1.0)}
 
 

@@ -70,10 +70,10 @@ def test_mean_and_std_are_those_of_the_members_as_models(architecture: str, back
     path = model.save(tmp_path / "model")
     loaded = RewardModel.load(path)
     mean_BK, std_BK = loaded.score(PROMPTS, RESPONSES, with_std=True)
-    members = [one_head(path, m, tmp_path / f"member{m}").score(PROMPTS, RESPONSES).numpy() for m in range(3)]
+    members = [one_head(path, m, tmp_path / f"member{m}").score(PROMPTS, RESPONSES).double().numpy() for m in range(3)]
     scale = STDS.numpy()
-    assert np.abs((mean_BK.numpy() - np.mean(np.float64(members), axis=0)) / scale).max() < 1e-5
-    assert np.abs((std_BK.numpy() - np.std(np.float64(members), axis=0, ddof=1)) / scale).max() < 1e-5
+    assert np.abs((mean_BK.numpy() - np.mean(members, axis=0)) / scale).max() < 1e-5
+    assert np.abs((std_BK.numpy() - np.std(members, axis=0, ddof=1)) / scale).max() < 1e-5
     assert (std_BK / STDS).min() > 1e-3, "the members differ"
     assert torch.equal(loaded.score(PROMPTS, RESPONSES), mean_BK), "the mean is the score, bit by bit"
     for ours, earlier in zip((mean_BK, std_BK), before, strict=True):
