@@ -29,6 +29,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -137,12 +138,13 @@ def worker(file: Path) -> None:
 # -- all cases -------------------------------------------------------------------------------------------------------
 
 
-def planned(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The plan's peak in MiB and its phase."""
+def planned(recipe: dict[str, Any], allocator: str) -> dict[str, Any]:
+    """The plan's peak in MiB and its phase, made where the allocator's settings hold."""
     from equipoise.config import recipe_from_mapping
     from equipoise.studies.planning import Configs, Lengths, need_of
 
-    need = need_of(recipe_from_mapping(recipe), Configs({}), Lengths(), on_gpu=False)
+    with patch.dict(os.environ, {name: str(value) for name, value in ALLOCATORS[allocator].items()}):
+        need = need_of(recipe_from_mapping(recipe), Configs({}), Lengths(), on_gpu=False)
     return {"peak": need.peak / MIB, "phase": need.peak_phase}
 
 
@@ -167,7 +169,7 @@ def check(case: Case, scratch: Path, allocator: str) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{case.name}: {done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    plan = planned(recipe)
+    plan = planned(recipe, allocator)
     peak = found["peak"] - found["before"]
     return {"case": case.name, "allocator": allocator, "measured_mib": peak, "planned_mib": plan["peak"],
             "phase": plan["phase"], "error": plan["peak"] / peak - 1, "processor_s": found["processor_s"]}  # fmt: skip

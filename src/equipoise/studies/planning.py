@@ -37,12 +37,12 @@ from equipoise.models.footprint import (
     reward_network,
     sampling_terms,
     scoring_terms,
-    update_terms,
 )
 from equipoise.models.loading import is_adapter, load_config
 from equipoise.models.policy import adapter_base
 from equipoise.models.reward_model import REWARD_MODEL_FILE
 from equipoise.rollout.passes import TOKENS_PER_PASS
+from equipoise.studies.planning_allocator import training_terms
 
 GB = 1e9
 USABLE = 0.92  # of a device: the rest is for its context, kernels' scratch space and fragmentation
@@ -214,12 +214,12 @@ def _need_online(config: GRPOConfig | PPOConfig, configs: Configs, lengths: Leng
     if isinstance(config, PPOConfig) or updates > 1 or config.kl_in == "reward":
         phases["first look"] = scoring_terms(net, looked)
         passes["forward"] = [Pass("forward", net, looked, looks)]
-    phases["update"] = update_terms(net, batch, math.ceil(times), on_gpu=on_gpu)
+    phases["update"] = training_terms(net, batch, math.ceil(times), on_gpu=on_gpu)
     trained = net.trained
     if isinstance(config, PPOConfig) and config.critic.kind == "separate":
         critic = critic_network(net if config.critic.model is None else configs.policy(config.critic.model))
         resident |= {"critic": critic.weights, "critic's moments": critic.moments}
-        phases["critic's update"] = update_terms(critic, batch, math.ceil(times), projects=False, on_gpu=on_gpu)
+        phases["critic's update"] = training_terms(critic, batch, math.ceil(times), projects=False, on_gpu=on_gpu)
         passes["critic"] = [
             Pass("forward", critic, looked, looks, projects=False),
             Pass("update", critic, batch, times * updates, projects=False),
@@ -287,7 +287,7 @@ def _need_data(config: SFTConfig | DPOConfig, configs: Configs, lengths: Lengths
     count = min(count, config.batch_size)
     batch = Batch(count, count * sides, prompt, response)
     times = config.batch_size / count
-    phases = {"update": update_terms(net, batch, math.ceil(times), on_gpu=on_gpu)}
+    phases = {"update": training_terms(net, batch, math.ceil(times), on_gpu=on_gpu)}
     if isinstance(config, DPOConfig):
         phases["reference"] = scoring_terms(net, batch)
     phases["checkpoint"] = {"copies for the checkpoint": 3.0 * SINGLE * net.trained}
@@ -306,7 +306,7 @@ def _need_reward(config: RewardConfig, configs: Configs, lengths: Lengths, on_gp
     best = 0.0 if on_gpu else float(SINGLE * net.trained)
     resident = {**_resident(net), "best weights so far": best}
     phases = {
-        "update": update_terms(net, batch, math.ceil(times), projects=False),
+        "update": training_terms(net, batch, math.ceil(times), projects=False, on_gpu=on_gpu),
         "checkpoint": {"copies for the checkpoint": 3.0 * SINGLE * net.trained},
     }
     passes = {"update": [Pass("update", net, batch, times, projects=False)]}
