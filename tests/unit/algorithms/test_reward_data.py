@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from equipoise.algorithms.reward_data import (
+    EncodedSplit,
     aspects_with_moments,
     epoch_batches,
     joined_splits,
@@ -20,6 +21,7 @@ from equipoise.algorithms.reward_data import (
 from equipoise.config import recipe_from_mapping
 from equipoise.data import ScoredRecord
 from equipoise.errors import DataError
+from equipoise.models.reward_inputs import EncodedRow
 
 NAN = math.nan
 
@@ -160,3 +162,13 @@ def test_batches_hold_rows_of_like_length():
     padded = sum(max(lengths[row] for row in batch) * len(batch) for batch in epoch_batches(lengths, 8, 0, 0))
     unsorted = sum(max(lengths[i : i + 8]) * 8 for i in range(0, 1024, 8))
     assert padded < 1.1 * sum(lengths) < 0.7 * unsorted
+
+
+def test_a_part_of_a_split_is_spread_over_it() -> None:
+    labels = torch.arange(10.0)[:, None]
+    rows = [EncodedRow([number], [0]) for number in range(10)]
+    split = EncodedSplit(rows, labels, labels / 2)
+    part = split.spread(4)
+    assert part.labels_NK.flatten().tolist() == [0, 2, 5, 7] == [row.ids[0] for row in part.rows]
+    assert part.standardised_NK.flatten().tolist() == [0, 1, 2.5, 3.5]
+    assert split.spread(10) is split
