@@ -84,6 +84,7 @@ def test_first_step_by_hand(tmp_path: Path) -> None:
     result = updater.step([lambda: updater.wrapped(torch.tensor([[3.0], [4.0]]))])
     assert result["grad_norm"] == pytest.approx(math.sqrt(126), rel=1e-6)
     assert (result["learning_rate"], result["skipped"], updater.updates) == (0.1, 0, 1)
+    assert all(group["fused"] for group in updater._optimizer.param_groups), "five times faster, the same numbers"
     assert toy.matrix.tolist()[0] == pytest.approx([0.85, -2.0], rel=1e-6)
     assert float(toy.vector.detach()) == pytest.approx(0.4, rel=1e-6)
     assert float(toy.scalar.detach()) == pytest.approx(2.1, rel=1e-6)
