@@ -49,6 +49,13 @@ ALLOCATORS: dict[str, dict[str, int]] = {
     "returned from 128 KiB": {"MALLOC_MMAP_THRESHOLD_": 2**17},
     "returned from 1 MiB": {"MALLOC_MMAP_THRESHOLD_": 2**20, "MALLOC_TRIM_THRESHOLD_": 2**26},
     "returned from 4 MiB": {"MALLOC_MMAP_THRESHOLD_": 2**22, "MALLOC_TRIM_THRESHOLD_": 2**26},
+    # torch then asks for pages of 2 MiB for tensors of at least that size, where the system has them on request.
+    "returned from 4 MiB, huge pages": {
+        "MALLOC_MMAP_THRESHOLD_": 2**22,
+        "MALLOC_TRIM_THRESHOLD_": 2**26,
+        "THP_MEM_ALLOC_ENABLE": 1,
+    },
+    "huge pages": {"THP_MEM_ALLOC_ENABLE": 1},
 }
 
 
