@@ -191,7 +191,12 @@ def test_weights_asked_against_utilities_got(tmp_path: Path) -> None:
     data = read_front(written(tmp_path / "front", conditioned(TWO)))
     chart = asked_chart(data)
     assert chart is not None and [panel.title for panel in chart.panels] == TWO
-    trained, follows = chart.panels[1].lines
+    lines = chart.panels[1].lines
+    trained, follows = (line for line in lines if line.style == "points")
+    intervals = [(line.xs, line.ys) for line in lines if line.thin and line.series == 3]
+    assert intervals == [((0, 0), pytest.approx((0.25, 0.35))), ((1, 1), pytest.approx((0.7, 0.8))),
+                         ((0.5, 0.5), pytest.approx((0.55, 0.65)))]  # fmt: skip
+    assert [line.ys for line in lines if line.series == 0] == [(0.1, 0.1)], "the base across"
     assert (follows.xs, follows.ys) == ((0, 1, 0.5), (0.3, 0.75, 0.6)) and follows.series == 3
     assert (trained.xs, trained.ys) == ((0, 1, 0.5, 0.75), (0.2, 0.8, 0.7, 0.5))
     content = asked(data)

@@ -9,6 +9,7 @@ from equipoise.evaluation.report.charts import (
     Line,
     Panel,
     PanelChart,
+    line_key_svg,
     marker_svg,
     nice_scale,
     unit_or_nice,
@@ -167,22 +168,27 @@ def asked_chart(data: FrontData) -> PanelChart | None:
     """Per objective the weight asked against the utility got; None where no conditioned policy is judged."""
     if not data.judged(CONDITIONED):
         return None
-    panels = []
-    for name in data.front.objectives:
-        lines = [
-            Line(
-                LABELS[kind],
-                "points",
-                tuple(entry.weights[name] for entry in entries),
-                tuple(entry.value(name) for entry in entries),
-                series=SERIES[kind],
-            )
-            for kind in (TRAINED, CONDITIONED)
-            if (entries := data.judged(kind))
-        ]
-        scale = nice_scale([y for line in lines for y in line.ys])
-        panels.append(Panel(name, tuple(lines), scale, "weight", from_zero=True))
+    panels = [_asked_panel(data, name) for name in data.front.objectives]
     return PanelChart("asked", "Weights asked, utilities got", tuple(panels))
+
+
+def _asked_panel(data: FrontData, name: str) -> Panel:
+    """Points with their intervals as thin lines, over the base as a thin line across."""
+    lines = []
+    for kind in (TRAINED, CONDITIONED):
+        entries = data.judged(kind)
+        places = tuple(entry.weights[name] for entry in entries)
+        values = tuple(entry.value(name) for entry in entries)
+        lines.append(Line(LABELS[kind], "points", places, values, series=SERIES[kind]))
+        for place, entry in zip(places, entries, strict=True):
+            low, high = (entry.utilities or {})[name].ci95
+            if low is not None and high is not None:
+                lines.append(Line(LABELS[kind], "method", (place,) * 2, (low, high), series=SERIES[kind], thin=True))
+    for base in data.judged(BASE):  # a little wider than the weights, so that no mark lies on the axis
+        lines.append(
+            Line(LABELS[BASE], "method", (-0.05, 1.05), (base.value(name),) * 2, series=SERIES[BASE], thin=True)
+        )
+    return Panel(name, tuple(lines), nice_scale([y for line in lines for y in line.ys]), "w")
 
 
 def asked(data: FrontData) -> dict[str, Any] | None:
@@ -202,7 +208,8 @@ def asked(data: FrontData) -> dict[str, Any] | None:
     ]
     return {
         "chart": chart,
-        "legend": [(marker_svg(SERIES[kind]), LABELS[kind]) for kind in reversed(kinds)],
+        "legend": [(marker_svg(SERIES[kind]), LABELS[kind]) for kind in reversed(kinds)]
+        + [(line_key_svg(SERIES[BASE]), LABELS[BASE]) for _ in data.judged(BASE)],
         "columns": [LABELS[kind] for kind in kinds],
         "rows": rows,
         "count": len(data.judged(CONDITIONED)),
