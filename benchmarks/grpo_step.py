@@ -36,7 +36,7 @@ from benchmarks.grpo_step_world import PHASES, SHAPES, TRL_FOR_MEMORY, TRL_SETTI
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "benchmarks" / "grpo_step_worker.py"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # relative, of loss and of gradient norm
-SWEEP = {"prompt_tokens": (16, 64, 256), "group": (4, 8, 16), "completion_tokens": (16, 48, 96)}
+SWEEP = {"prompt_tokens": (16, 128, 512), "group": (4, 8, 16, 32), "completion_tokens": (16, 48, 96)}
 SETTINGS_STEPS = 2
 Values = dict[str, Any]
 

@@ -59,6 +59,9 @@ SHAPES = {
     "tiny": Shape("tiny", 32, 2, 4, 2, 64, 320, prompts=2, group=4, prompt_tokens=6, completion_tokens=5),
     "tiny-lora": Shape("tiny-lora", 32, 2, 4, 2, 64, 320, 2, 4, prompt_tokens=6, completion_tokens=5, lora_r=4),
     "small": Shape("small", 256, 6, 8, 8, 704, 4096, prompts=8, group=8, prompt_tokens=16, completion_tokens=48),
+    "prompt-512": Shape(
+        "prompt-512", 256, 6, 8, 8, 704, 4096, prompts=4, group=8, prompt_tokens=512, completion_tokens=64
+    ),
     "qwen2.5-0.5b": Shape(
         "qwen2.5-0.5b", 896, 24, 14, 2, 4864, 151_936,
         prompts=2, group=8, prompt_tokens=64, completion_tokens=64, lora_r=16,

@@ -1,6 +1,7 @@
 """`equipoise plan` against the memory that real GRPO steps take on this machine.
 
     python benchmarks/plan_check.py [--only NAME ...] [--allocators NAME ...] [--out docs/results/plan.json]
+    python benchmarks/plan_check.py --replan --out docs/results/plan.json     # the plan anew beside what was measured
     python benchmarks/plan_check.py --shapes        # the paper's three sizes on GPUs of three sizes; nothing is run
 
 Each case runs `train_grpo` in a process of its own for two steps (the second one has Adam's moments) and compares the
@@ -155,14 +156,30 @@ def planned(recipe: dict[str, Any], allocator: str) -> dict[str, Any]:
     return {"peak": need.peak / MIB, "phase": need.peak_phase}
 
 
+def model_of(case: Case, scratch: Path) -> str:
+    """The name of a case's model, or the directory it is written to."""
+    if case.model != "mid":
+        return case.model
+    directory = scratch / "mid"
+    if not directory.exists():
+        write_model(MID, directory)
+    return str(directory)
+
+
+def replan(out: Path, scratch: Path) -> list[dict[str, Any]]:
+    """The rows of a file of results, each with what is planned now."""
+    rows = json.loads(out.read_text(encoding="utf-8"))["cases"]
+    cases = {case.name: case for case in CASES}
+    for row in rows:
+        case = cases[row["case"]]
+        plan = planned(recipe_of(case, model_of(case, scratch)), row["allocator"])
+        row |= {"planned_mib": plan["peak"], "phase": plan["phase"], "error": plan["peak"] / row["measured_mib"] - 1}
+    return rows
+
+
 def check(case: Case, scratch: Path, allocator: str) -> dict[str, Any]:
     """Plan and measurement of one case under one allocator."""
-    model = case.model
-    if model == "mid":
-        model = str(scratch / "mid")
-        if not Path(model).exists():
-            write_model(MID, Path(model))
-    recipe = recipe_of(case, model)
+    recipe = recipe_of(case, model_of(case, scratch))
     warm = recipe_of(Case("warm", "sandbox/1m"), "sandbox/1m") | {"prompts_per_step": 1, "group_size": 2}
     warm["policy"] = {**warm["policy"], "precision": recipe["policy"]["precision"]}
     directory = Path(tempfile.mkdtemp(dir=scratch))
@@ -207,6 +224,7 @@ def main() -> None:
     parser.add_argument("--allocators", nargs="*", choices=ALLOCATORS, default=list(ALLOCATORS)[:2])
     parser.add_argument("--out", type=Path, help="where to write JSON")
     parser.add_argument("--shapes", action="store_true", help="the table of the paper's recipes")
+    parser.add_argument("--replan", action="store_true", help="of the rows in --out; nothing is run")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -219,19 +237,29 @@ def main() -> None:
     print("| case | allocator | measured, MiB | planned, MiB | difference | fullest phase | processor, s |")
     print("| --- | --- | ---: | ---: | ---: | --- | ---: |")
     with tempfile.TemporaryDirectory() as scratch:
+        if arguments.replan:
+            rows = replan(arguments.out, Path(scratch))
+            for row in rows:
+                show(row)
+            write(arguments.out, rows)
+            return
         for case in CASES:
             if arguments.only and case.name not in arguments.only:
                 continue
             for allocator in arguments.allocators:
-                row = check(case, Path(scratch), allocator)
-                rows.append(row)
-                print(
-                    f"| {row['case']} | {allocator} | {row['measured_mib']:.0f} | {row['planned_mib']:.0f} | "
-                    f"{row['error']:+.0%} | {row['phase']} | {row['processor_s']:.1f} |",
-                    flush=True,
-                )
+                rows.append(check(case, Path(scratch), allocator))
+                show(rows[-1])
                 if arguments.out:
                     write(arguments.out, rows)
+
+
+def show(row: dict[str, Any]) -> None:
+    """A line of the table."""
+    print(
+        f"| {row['case']} | {row['allocator']} | {row['measured_mib']:.0f} | {row['planned_mib']:.0f} | "
+        f"{row['error']:+.0%} | {row['phase']} | {row['processor_s']:.1f} |",
+        flush=True,
+    )
 
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -272,7 +272,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         "## Over steps",
         "",
-        "First, last: means over 5 logged steps. Spearman: over steps, of the disagreement with the gap, with the error.",
+        "First, last: means over 5 logged steps. Spearman: over steps, of the disagreement with gap and error.",
         "",
         "| run | aspect | disagreement first | last | proxy first | last | rubric first | last | Spearman with gap | "
         "with error |",
