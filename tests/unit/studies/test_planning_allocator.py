@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,11 @@ def test_a_share_of_the_activations_is_kept(
     plain, found = update_terms(net, batch, 1, on_gpu=on_gpu), training_terms(net, batch, 1, on_gpu=on_gpu)
     assert found.pop(KEPT_TERM) == share * plain["activations"]
     assert found == plain and plain["activations"] > 0
+
+
+def test_more_is_kept_under_adapters(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    found = training_terms(replace(net, adapted=True), SMALL, 1)
+    assert found[KEPT_TERM] == 0.8 * found["activations"] > 0
