@@ -180,8 +180,8 @@ def replan(out: Path, scratch: Path) -> list[dict[str, Any]]:
 def check(case: Case, scratch: Path, allocator: str) -> dict[str, Any]:
     """Plan and measurement of one case under one allocator."""
     recipe = recipe_of(case, model_of(case, scratch))
-    warm = recipe_of(Case("warm", "sandbox/1m"), "sandbox/1m") | {"prompts_per_step": 1, "group_size": 2}
-    warm["policy"] = {**warm["policy"], "precision": recipe["policy"]["precision"]}
+    small = Case("warm", "sandbox/1m", {"precision": recipe["policy"]["precision"]})
+    warm = {**recipe_of(small, small.model), "prompts_per_step": 1, "group_size": 2}
     directory = Path(tempfile.mkdtemp(dir=scratch))
     job = directory / "job.json"
     job.write_text(json.dumps({"recipe": recipe, "warm": warm, "scratch": str(directory)}), encoding="utf-8")

@@ -25,7 +25,13 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
-ALLOCATOR_SETTINGS = ("GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+ALLOCATOR_SETTINGS = (
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "THP_MEM_ALLOC_ENABLE",
+)
 
 
 def describe_environment() -> dict[str, Any]:
