@@ -43,4 +43,5 @@ if __name__ == "__main__":
     found = [compare(False), compare(True)]
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()  # one that ends first would take the other's connections down
     dist.destroy_process_group()

@@ -283,7 +283,16 @@ def test_a_policy_that_would_not_read_the_weights(recipe: Path, world: ReadingWo
 
 
 def test_a_penalty_in_the_reward_joins_every_prompts_weights(world: ReadingWorld, tmp_path: Path) -> None:
-    path = world.conditioned("penalised", kl_in="reward", beta=0.5, num_steps=2, num_epochs=2, scale="leave_one_out")
+    path = world.conditioned(
+        "penalised",
+        kl_in="reward",
+        beta=0.5,
+        num_steps=2,
+        num_epochs=2,
+        scale="leave_one_out",
+        reduction="constant",
+        constant=1,
+    )
     train(path, tmp_path / "run")
     for step in (1, 2):
         for row in rows_of(tmp_path / "run", step):

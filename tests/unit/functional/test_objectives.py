@@ -300,7 +300,7 @@ def test_values_are_tried_before_there_is_a_reward():
     assert method_options("chebyshev", {"tau": 0.2}, names, tensor(1, 1)) == {"tau": 0.2}
     with pytest.raises(ValueError, match="tau must be above 0"):
         method_options("chebyshev", {"tau": -1}, names, tensor(1, 1))
-    with pytest.raises(ValueError, match="conditioned needs the option gate"):
+    with pytest.raises(ValueError, match="the option gate is missing: name one of the aspects safety, actionability"):
         method_options("conditioned", {}, names, tensor(1, 1))
     with pytest.raises(ValueError, match="unknown method 'ranks' of combining objectives"):
         method_options("ranks", {"tau": 1}, names, tensor(1, 1))
