@@ -62,7 +62,7 @@ STAGES = {
     "controls": "what always refusing and always complying would score",
 }
 
-OTHERS_TOKENS = 40_000  # sampled by PPO, and for DPO's pairs: a minute, not a fair fight; that is the comparison study's
+OTHERS_TOKENS = 40_000  # sampled by PPO, and for DPO's pairs: a minute, no fair fight; that is the comparison study's
 PPO_BATCH = 64  # prompts of a step, a completion each
 
 Train = Callable[[Path, list[str], Path], None]
