@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuning import shown
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.tuning import RESULTS, shown
 
 from equipoise.evaluation import write_json
 from equipoise.evaluation.report.study.cost import costs_of, flops_by_part, mean_of
@@ -24,7 +28,6 @@ from equipoise.evaluation.report.study.summary import against_base, against_main
 from equipoise.evaluation.report.text import policy_label
 from equipoise.evaluation.rows import COMBINED, write_text
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 BY_HAND = "<!-- read by hand -->"
 KINDS = (("safety", "adversarial"), ("actionability", "benign"), ("actionability", "borderline"))
 
@@ -37,12 +40,17 @@ def main() -> None:
     arguments = parser.parse_args()
     study = read_study(arguments.study)
     page = arguments.out / "comparison.md"
-    before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    remarks = before.partition(BY_HAND)[2]
-    write_text(page, "\n".join(lines_of(study)) + f"\n\n{BY_HAND}{remarks or chr(10)}")
+    write_page(page, lines_of(study))
     found = {size.name: compact(arguments.study / size.name / "comparison.json") for size in study.compared}
     write_json(arguments.out / "comparison.json", found)
     print(page)
+
+
+def write_page(page: Path, lines: Sequence[str]) -> None:
+    """Write the lines, and keep what follows the mark for remarks in the page that is there."""
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    remarks = before.partition(BY_HAND)[2]
+    write_text(page, "\n".join(lines) + f"\n\n{BY_HAND}{remarks or chr(10)}")
 
 
 def compact(path: Path) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.grpo_step_world import LORA_ALPHA, SHAPES, Shape, tokenizer
-from transformers import Qwen2Config
+from benchmarks.grpo_step_world import LORA_ALPHA, SHAPES, Shape, qwen2_config, tokenizer
 
 from equipoise.config import LoraConfig, ModelConfig
 from equipoise.models.policy import Policy, load_policy
@@ -94,21 +93,7 @@ def peak_memory(device: torch.device, into: dict[str, Any], name: str) -> Iterat
 
 def write_shape(shape: Shape, directory: Path) -> Path:
     """The shape's architecture and tokenizer as transformers saves them, without weights."""
-    pad = tokenizer(shape).pad_token_id
-    config = Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.feed_forward,
-        max_position_embeddings=4096,
-        tie_word_embeddings=shape.name not in UNTIED,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=pad,
-        architectures=["Qwen2ForCausalLM"],
-    )
+    config = qwen2_config(shape, tie_word_embeddings=shape.name not in UNTIED, architectures=["Qwen2ForCausalLM"])
     config.save_pretrained(directory)
     tokenizer(shape).save_pretrained(directory)
     return directory

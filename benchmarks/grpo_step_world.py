@@ -72,21 +72,9 @@ SHAPES = {
 def write_model(shape: Shape, directory: Path, *, seed: int = 0) -> Path:
     """A float32 model with random weights and tied embeddings, saved with its tokenizer as transformers saves them."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.feed_forward,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=len(_bytes()),
-    )
+    config = qwen2_config(shape)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
     model.save_pretrained(directory)
@@ -95,6 +83,26 @@ def write_model(shape: Shape, directory: Path, *, seed: int = 0) -> Path:
     (directory / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     tokenizer(shape).save_pretrained(directory)
     return directory
+
+
+def qwen2_config(shape: Shape, **changes: Any) -> Any:
+    """The shape's architecture, with tied embeddings and no id that ends a text; `changes` replace or add values."""
+    from transformers import Qwen2Config
+
+    values = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.feed_forward,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": len(_bytes()),
+    }
+    return Qwen2Config(**values | changes)
 
 
 def tokenizer(shape: Shape) -> Any:

@@ -16,16 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.comparison import write_page
 from benchmarks.objectives_constraint import constraint_lines, constraints_of, title
 from benchmarks.objectives_methods import EQUAL, methods_of, weighting_lines
 from benchmarks.objectives_tables import Values
+from benchmarks.tuning import RESULTS
 
 from equipoise.evaluation import write_json
 from equipoise.evaluation.report.study.inputs import StudyData, read_study
-from equipoise.evaluation.rows import COMBINED, write_text
-
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-BY_HAND = "<!-- read by hand -->"
+from equipoise.evaluation.rows import COMBINED
 
 
 def main() -> None:
@@ -37,9 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = found_in(arguments.study, arguments.constraint_study)
     page = arguments.out / "objectives.md"
-    before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    remarks = before.partition(BY_HAND)[2]
-    write_text(page, "\n".join(lines_of(found)) + f"\n\n{BY_HAND}{remarks or chr(10)}")
+    write_page(page, lines_of(found))
     write_json(arguments.out / "objectives.json", found)
     print(page)
 

@@ -91,12 +91,11 @@ def completion_metrics(
     for k, name in enumerate(objectives.names):
         column = scores[:, k]
         scored = column[~column.isnan()]
-        metrics[f"reward/{name}/mean"] = float(scored.mean()) if len(scored) else None
+        metrics[f"reward/{name}/mean"] = mean_known(column)
         metrics[f"reward/{name}/std"] = float(scored.std()) if len(scored) > 1 else None
         metrics[f"reward/{name}/missing"] = float(column.isnan().double().mean())
-    complete = combined[~combined.isnan()]
     return metrics | {
-        "reward/combined": float(complete.mean()) if len(complete) else None,
+        "reward/combined": mean_known(combined),
         "reward/unscored": int(scores.isnan().all(dim=1).sum()),
         "completion_length/mean": float(lengths.mean()),
         "completion_length/max": float(lengths.max()),
@@ -105,6 +104,12 @@ def completion_metrics(
         "trained_completions": int(signal.all_trained.sum()),
         "prompts_truncated": int(run.total(rollout.prompts_truncated)),
     }
+
+
+def mean_known(values: Tensor) -> float | None:
+    """The mean of what is not NaN, None where all is."""
+    known = values[~values.isnan()]
+    return float(known.mean()) if len(known) else None
 
 
 def completion_columns(

@@ -140,12 +140,11 @@ def make_signal(
     """
     utilities_BK = utilities(scores_BK, objectives.aspects)
     weights = (objectives.weights_K if weights_BK is None else weights_BK).expand_as(utilities_BK)
-    counted_BK = weights > 0
-    combined = torch.where(counted_BK, utilities_BK * weights, 0.0).sum(dim=1)
+    combined = weighted_utilities(utilities_BK, weights)
     rewards_BK, contributors = utilities_BK, list(objectives.names)
     kl_penalty = None
     if kl_B is not None:
-        is_scored_B = (counted_BK & ~utilities_BK.isnan()).any(dim=1)
+        is_scored_B = ((weights > 0) & ~utilities_BK.isnan()).any(dim=1)
         rewards_BK = torch.cat([utilities_BK, torch.where(is_scored_B, -kl_B, torch.nan)[:, None]], dim=1)
         weights = torch.cat([weights, torch.full_like(kl_B, config.beta)[:, None]], dim=1)
         contributors.append(KL)
@@ -191,6 +190,12 @@ def make_signal(
         constrained_NC=constrained_NC,
         weights_NK=None if weights_BK is None else run.gathered(weights_BK),
     )
+
+
+def weighted_utilities(utilities_BK: Tensor, weights: Tensor) -> Tensor:
+    """Combined utility [B] under weights of all, [K], or of each completion, [B, K]; NaN where one of weight above 0 is
+    missing. Example: utilities 0.5 and NaN, weights 2 and 0: 1."""
+    return torch.where(weights > 0, utilities_BK * weights, 0.0).sum(dim=1)
 
 
 def _contributions(

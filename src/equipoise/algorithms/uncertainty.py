@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from equipoise.algorithms.grpo_signal import Objectives, Signal
+from equipoise.algorithms.grpo_records import mean_known
+from equipoise.algorithms.grpo_signal import Objectives, Signal, weighted_utilities
 from equipoise.algorithms.pessimism import kappa_of, pessimistic_scores
 from equipoise.algorithms.run import Run
 from equipoise.config import GRPOConfig, PPOConfig
@@ -74,16 +74,15 @@ class Uncertainty:
         """
         metrics: dict[str, float | None] = {}
         if self.is_pessimistic:
-            metrics["pessimism/combined"] = _mean_known(self._run.gathered(signal.combined_B))
+            metrics["pessimism/combined"] = mean_known(self._run.gathered(signal.combined_B))
             weights = objectives.weights_K if signal.weights_NK is None else signal.weights_NK
             utilities_NK = utilities(self._run.gathered(scores_BK), objectives.aspects)
-            combined_N = torch.where(weights > 0, utilities_NK * weights, 0.0).sum(dim=1)
-            metrics["reward/combined"] = _mean_known(combined_N)
+            metrics["reward/combined"] = mean_known(weighted_utilities(utilities_NK, weights))
         if std_BK is None:
             return metrics
         std_NK = self._run.gathered(std_BK)
         for name in self._names:
-            level = _mean_known(std_NK[:, objectives.names.index(name)])
+            level = mean_known(std_NK[:, objectives.names.index(name)])
             metrics[f"uncertainty/{name}"] = level
             metrics[f"uncertainty/{name}/ratio"] = ratio = self._note(name, level)
             if ratio is not None and ratio > WARNING:
@@ -111,11 +110,6 @@ class Uncertainty:
     def values(self) -> dict[str, Any]:
         """What goes into the checkpoint's JSON; nothing without an ensemble."""
         return {STATE: {"first": self._first, "last": self._last}} if self._names else {}
-
-
-def _mean_known(values: Tensor) -> float | None:
-    known = values[~values.isnan()]
-    return float(known.mean()) if len(known) else None
 
 
 def level_ratio(first: Sequence[float], last: Sequence[float]) -> float | None:

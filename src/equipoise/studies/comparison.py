@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from equipoise.studies.measuring import write_comparison
 from equipoise.studies.plan import BEST_OF, Job, Plan
 from equipoise.studies.projection import Projection, in_words
 from equipoise.studies.quickstart import now, world_digest
+from equipoise.studies.side_by_side import run_side_by_side
 from equipoise.studies.tuning import write_tuning
 
 STUDY_FILE = "study.json"
@@ -260,65 +258,52 @@ def _finished(study: ComparisonStudy, size: str) -> list[Job]:
 
 def _run_jobs(study: ComparisonStudy, jobs: list[Job], runner: Launcher, projection: Projection | None) -> None:
     """As many at a time as there are workers."""
-    pending = deque(job for job in jobs if study.entry(job)["status"] != DONE)
-    active: dict[Future[None], tuple[Job, float]] = {}
-    pool = ThreadPoolExecutor(max_workers=study.workers)
-    try:
-        while pending or active:
-            while pending and len(active) < study.workers:
-                job = pending.popleft()
-                study.entry(job)["status"] = RUNNING
-                study.save()
-                active[pool.submit(run_job, study.plan, job, runner, study.threads_of(job))] = (
-                    job,
-                    time.perf_counter(),
-                )
-            for future in wait(active, return_when=FIRST_COMPLETED).done:
-                job, started = active.pop(future)
-                _took(study.entry(job), started)
-                _conclude(study, job, future.exception(), projection)
-    except BaseException:
-        runner.stop()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for job, started in active.values():
-            _took(study.entry(job), started)
-            study.entry(job)["status"] = DONE if study.plan.finished(job) else WAITING
+
+    def started(job: Job) -> None:
+        study.entry(job)["status"] = RUNNING
         study.save()
 
+    def ended(job: Job, error: JobFailed | JobStopped | None, seconds: float) -> None:
+        entry = study.entry(job)
+        entry["seconds"] = round(entry["seconds"] + seconds, 1)  # of all attempts together
+        if isinstance(error, JobStopped):
+            entry["status"] = DONE if study.plan.finished(job) else WAITING
+            study.save()
+        else:
+            _conclude(study, job, error, projection)
 
-def _took(entry: dict[str, Any], started: float) -> None:
-    """Seconds of all attempts together."""
-    entry["seconds"] = round(entry["seconds"] + time.perf_counter() - started, 1)
+    run_side_by_side(
+        [job for job in jobs if study.entry(job)["status"] != DONE],
+        lambda job: run_job(study.plan, job, runner, study.threads_of(job)),
+        workers=study.workers,
+        launcher=runner,
+        started=started,
+        ended=ended,
+    )
 
 
-def _conclude(study: ComparisonStudy, job: Job, error: BaseException | None, projection: Projection | None) -> None:
+def _conclude(study: ComparisonStudy, job: Job, failure: JobFailed | None, projection: Projection | None) -> None:
     """Record how a job ended; a comparison of what is finished is written after every method."""
     entry = study.entry(job)
-    if error is None:
-        entry["status"] = DONE
-        entry.pop("reason", None)
-        if job.seed is not None:
-            entry |= _spent(study, job)
-            write_comparison(study.plan, job.size, _finished(study, job.size))
-        if projection is not None:
-            projection.learn(job, entry["seconds"])
-    elif isinstance(error, JobFailed):
-        entry |= {"status": FAILED, "reason": str(error)}
+    if failure is not None:
+        entry |= {"status": FAILED, "reason": str(failure)}
         study.say(f"{job.title}: failed: {entry['reason'].splitlines()[-1]}")
-    else:
-        entry["status"] = WAITING
-        if not isinstance(error, JobStopped):
-            raise error
+        study.save()
+        return
+    entry["status"] = DONE
+    entry.pop("reason", None)
+    if job.seed is not None:
+        entry |= _spent(study, job)
+        write_comparison(study.plan, job.size, _finished(study, job.size))
+    if projection is not None:
+        projection.learn(job, entry["seconds"])
     study.save()
-    if entry["status"] == DONE:
-        jobs = study.jobs()
-        done = sum(study.entry(other)["status"] == DONE for other in jobs)
-        left = ""
-        if projection is not None and done < len(jobs):
-            left = f", about {in_words(_left(study, projection))} left"
-        study.say(f"{done}/{len(jobs)} {job.title}: done in {in_words(entry['seconds'])}{left}")
+    jobs = study.jobs()
+    done = sum(study.entry(other)["status"] == DONE for other in jobs)
+    left = ""
+    if projection is not None and done < len(jobs):
+        left = f", about {in_words(_left(study, projection))} left"
+    study.say(f"{done}/{len(jobs)} {job.title}: done in {in_words(entry['seconds'])}{left}")
 
 
 def _spent(study: ComparisonStudy, job: Job) -> dict[str, Any]:
