@@ -21,6 +21,8 @@ from equipoise.models.policy_module import PolicyModule
 from equipoise.rollout.logprobs import score_in_chunks, score_tokens
 from equipoise.rollout.types import Rollout
 
+pytestmark = pytest.mark.usefixtures("exact_norms")
+
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -199,7 +201,9 @@ def test_a_model_whose_tokens_meet_outside_attention_is_found_out(caplog: pytest
 
 
 def test_gradient_checkpointing_recomputes_packed_attention() -> None:
+    """Through the model's own layers; test_decoder_blocks.py has the hand-written ones."""
     module, rollout = make(toy_config("llama")), grouped_rollout()
+    module._own_blocks = False
     other = copy.deepcopy(module)
     enable_checkpointing(other.model)
     calls: list[bool] = []

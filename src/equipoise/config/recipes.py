@@ -189,7 +189,8 @@ class GRPOConfig(Recipe):
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Completions per forward pass; changes memory, not the result. null: groups of about 8,192 tokens.",
+        description="Completions per forward pass; changes memory, not the result. null: groups of about 8,192 tokens, "
+        "2,048 on a CPU.",
     )
     scale: Literal["std", "none", "batch", "leave_one_out"] = Field(
         default="std",
@@ -341,7 +342,8 @@ class PPOConfig(Recipe):
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Completions per forward pass; changes memory, not the result. null: groups of about 8,192 tokens.",
+        description="Completions per forward pass; changes memory, not the result. null: groups of about 8,192 tokens, "
+        "2,048 on a CPU.",
     )
     truncation: Literal["terminal", "bootstrap"] = Field(
         default="terminal",

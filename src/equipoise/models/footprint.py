@@ -20,9 +20,11 @@ from torch import nn
 
 from equipoise.config import ModelConfig
 from equipoise.errors import ConfigError
+from equipoise.models.decoder_blocks import block_specs
 from equipoise.models.flops import FlopCounter
 from equipoise.models.loading import is_adapter, resolve_precision
 from equipoise.models.policy_module import PROJECTION_CHUNK, PROJECTION_NUMBERS
+from equipoise.models.products import NotPlain
 
 Terms = dict[str, float]  # bytes by what they are for
 
@@ -53,6 +55,7 @@ class Network:
     low: bool  # matrix products in bfloat16
     adapted: bool  # adapters on frozen weights
     checkpointing: bool
+    usual: bool  # its blocks are those of `decoder_blocks` and `decode_step`, and it runs on a CPU
     flops: FlopCounter
 
     @property
@@ -101,6 +104,11 @@ class Network:
             return 0.0
         looked_up = self.table if self.embedding_trained and not self.tied else 0
         return float(HALF * (self.trained - looked_up))
+
+    @property
+    def kept_casts(self) -> float:
+        """Those that outlive the layer that needs them, where rows are scored: the usual block's do not."""
+        return 0.0 if self.usual else self.casts
 
 
 @dataclass(frozen=True)
@@ -233,8 +241,17 @@ def _network(model: Any, model_config: Any, *, low: bool, adapted: bool, checkpo
         low=low,
         adapted=adapted,
         checkpointing=checkpointing,
+        usual=head is not None and _is_usual(base),
         flops=_flop_counter(base, head),
     )
+
+
+def _is_usual(base: Any) -> bool:
+    try:
+        block_specs(base, torch.float32)
+    except NotPlain:
+        return False
+    return True
 
 
 def _head_weight(base: Any) -> nn.Parameter | None:
@@ -295,6 +312,9 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
       copy of the mask under bfloat16;
     - of a gated feed-forward layer its two products and the activation's result.
 
+    The usual block on a CPU keeps less: the residual stream before attention and before the feed-forward layer, a
+    number per norm, attention's result in the product's type, and the two products of the feed-forward layer.
+
     on_gpu: attention has no fused kernel for a mask with grouped heads there, and keeps its weights in float32.
     """
     item, tokens = net.product, batch.tokens
@@ -304,6 +324,9 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
     attention = seen * (2 * net.queries + 2 * net.keys) + SINGLE * net.heads
     feed_forward = item * net.feed_forward * (3 if net.gated else 1)
     kept = tokens * (norms + inputs + item * net.ranks + attention + feed_forward)
+    if net.usual:
+        stream = 2 * (net.residual * net.hidden + SINGLE)
+        kept = tokens * (stream + item * (net.queries + 2 * net.feed_forward + net.ranks) + attention)
     kept += seen * 2 * net.keys * batch.branches * batch.length
     if net.low and on_gpu:
         kept += HALF * batch.branches * batch.completion_tokens * batch.length
@@ -328,9 +351,11 @@ def activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> float:
 def working_set(net: Network, tokens: float, *, adapters: bool = True) -> float:
     """Bytes of one layer at work on so many tokens, forward or backward: its feed-forward part is the widest.
 
-    Three buffers of width I; adapters under bfloat16 read their input in float32 and again in bfloat16 instead.
+    Three buffers of width I; adapters under bfloat16 read their input in float32 and again in bfloat16 instead, where
+    the block is not the usual one.
     """
-    buffers = SINGLE + 2 * HALF if net.low and net.adapted and adapters else 3 * net.product
+    twice = net.low and net.adapted and adapters and not net.usual
+    buffers = SINGLE + 2 * HALF if twice else 3 * net.product
     return tokens * (buffers * net.feed_forward + (2 * net.residual + SINGLE) * net.hidden)
 
 
@@ -367,7 +392,7 @@ def update_terms(net: Network, batch: Batch, passes: int, *, projects: bool = Tr
         "gradients": earlier,
         "activations": kept + max(0.0, working - max(forward, backward)),
         "logits": max(forward, backward),
-        "bfloat16 copies": net.casts,
+        "bfloat16 copies": net.kept_casts,
     }
     tables = net.embedding_trained * SINGLE * net.table * (1 + (net.tied and projects and passes > 1))
     first_layer = layer_activations(net, batch, on_gpu=on_gpu)
@@ -383,20 +408,26 @@ def scoring_terms(net: Network, batch: Batch, *, adapters: bool = True, projects
     return {
         "activations": stream + max(0.0, working_set(net, batch.tokens, adapters=adapters) - forward),
         "logits": forward,
-        "bfloat16 copies": net.casts,
+        "bfloat16 copies": net.kept_casts,
     }
 
 
 def sampling_terms(net: Network, batch: Batch) -> Terms:
     """Bytes on top of weights and moments while these rows are sampled together: prefill, or the last token.
 
-    Keys and values of every layer, a prompt's once; float32 logits, divided by the temperature, as log-probabilities,
-    as probabilities and as their cumulative sum.
+    Keys and values of every layer, a prompt's once; float32 logits, divided by the temperature, and as weights. On a
+    CPU the usual block has keys and values in float32 and a copy of all weights that is laid out for few rows.
     """
     pair = net.layers * net.keys * (net.product + (net.residual if net.low else SINGLE))  # a key and a value
+    if net.usual:
+        pair = net.layers * net.keys * 2 * SINGLE
+    looked_up = 0 if net.tied else net.table  # the embedding alone is not multiplied by
+    copies: Terms = (
+        {"weights laid out": float(net.product * (net.frozen + net.trained - looked_up))} if net.usual else {}
+    )
     prompts = float(pair * batch.prompts * batch.prompt_tokens)
     prefill = working_set(net, batch.prompts * batch.prompt_tokens)
-    tables = 5.0 * SINGLE * batch.rows * net.vocabulary
+    tables = (3.0 * SINGLE + HALF * net.low) * batch.rows * net.vocabulary
     scores = batch.rows * net.heads * batch.length * (3 * net.product + SINGLE)
     prefilling: Terms = {"cache": prompts, "activations": prefill, "logits": 0.0}
     decoding: Terms = {
@@ -404,7 +435,7 @@ def sampling_terms(net: Network, batch: Batch) -> Terms:
         "activations": max(0.0, scores + working_set(net, batch.rows) - tables),
         "logits": tables,
     }
-    return {**max(prefilling, decoding, key=lambda terms: sum(terms.values())), "bfloat16 copies": net.casts}
+    return {**max(prefilling, decoding, key=lambda terms: sum(terms.values())), **copies, "bfloat16 copies": net.casts}
 
 
 def model_config_of(file: Path) -> Any:

@@ -89,8 +89,9 @@ class _OwnTokens(DynamicLayer):
         return self.prompt_keys.shape[2] + self.cache.longest
 
 
-def _without_padding(part: Tensor, mask_PS: Tensor) -> Tensor:
+def _without_padding(part: Any, mask_PS: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Zeros where a prompt is padded: some attentions leave NaN there, which a weight of 0 does not hide."""
+    part = part if dtype is None else part.to(dtype)
     return part if bool(mask_PS.all()) else torch.where(mask_PS[:, None, :, None], part, 0.0)
 
 
@@ -106,8 +107,18 @@ class GroupedCache(Cache):
     `prompt_of_B` may be in any order; rows that fill an even P x G grid in order need no index.
     """
 
-    def __init__(self, prefilled: DynamicCache, prompt_mask_PS: Tensor, group_size: int, most_tokens: int) -> None:
-        """`prefilled` holds the prompts, padded on the left as `prompt_mask_PS` says; `most_tokens` one may sample."""
+    def __init__(
+        self,
+        prefilled: DynamicCache,
+        prompt_mask_PS: Tensor,
+        group_size: int,
+        most_tokens: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`prefilled` holds the prompts, padded on the left as `prompt_mask_PS` says; `most_tokens` one may sample.
+
+        `dtype` is that of keys and values, None what `prefilled` has.
+        """
         self.most_tokens = most_tokens
         self.prompt_mask_PS = prompt_mask_PS
         device = prompt_mask_PS.device
@@ -116,11 +127,16 @@ class GroupedCache(Cache):
         self.longest, self.same_length = 0, True
         self.hidden: Tensor | None = None
         layers = [
-            _OwnTokens(self, *(_without_padding(part, prompt_mask_PS) for part in (layer.keys, layer.values)))  # type: ignore[union-attr]
+            _OwnTokens(self, *(_without_padding(part, prompt_mask_PS, dtype) for part in (layer.keys, layer.values)))  # type: ignore[union-attr]
             for layer in prefilled.layers
         ]
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self._arrange()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.layers[0].prompt_keys.dtype  # type: ignore[union-attr]
 
     def _arrange(self) -> None:
         """Where each row lies in the grid of prompts, and what of the prompts is padding."""
@@ -181,12 +197,16 @@ class GroupedCache(Cache):
         self.longest = int(self.lengths_B.max()) if len(self.lengths_B) else 0
         self.same_length = bool((self.lengths_B == self.longest).all())
 
+    def hide(self) -> None:
+        """Work out what no row may look at, once for all layers of the coming step."""
+        self.hidden = self._hidden()
+
     @contextmanager
     def active(self, causal: Any) -> Iterator[None]:
         """While this lasts, the model's attention reads this cache."""
         config = causal.config.get_text_config()
         before = config._attn_implementation
-        self.hidden = self._hidden()
+        self.hide()
         token = _current.set(self)
         config._attn_implementation = ATTENTION
         try:
@@ -208,20 +228,27 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """Attention of one new token per row over its prompt and its own tokens.
 
-    Suffixes: P prompts, B rows, G rows per prompt in the grid, R queries per key head, S prompt and T own tokens.
-
-    A prompt's keys meet the queries of all its rows in one product; the scores of both parts share one softmax.
     `query` [B, H, 1, D], `key` and `value` [B, Hkv, T, D] the rows' own; returns [B, 1, H, D].
-    Arithmetic, one row, scores ln 1 for the prompt's token and ln 3 for its own: weights 1/4 and 3/4.
     """
     cache = _current.get()
     layer: Any = cache.layers[module.layer_idx]  # type: ignore[index]
     rows, heads, _, width = query.shape
-    key_heads, queries = key.shape[1], heads // key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
-    q = (query * scale).view(rows, key_heads, queries, width)
-    own = q @ key.transpose(-1, -2)  # [B, Hkv, R, T]
-    prompt = _of_rows(_in_grid(q, cache) @ layer.prompt_keys.transpose(-1, -2), cache, queries)  # [B, Hkv, R, S]
+    query_BKRD = query.view(rows, key.shape[1], heads // key.shape[1], width)
+    result = attend(query_BKRD * scale, key, value, layer, softcap)
+    return result.view(rows, 1, heads, width), None
+
+
+def attend(query_BKRD: Tensor, key: Tensor, value: Tensor, layer: _OwnTokens, softcap: float | None = None) -> Tensor:
+    """Scaled queries of one new token per row over its prompt and its own keys and values; like `query_BKRD`.
+
+    Suffixes: P prompts, B rows, K key heads, R queries per key head, G rows per prompt in the grid, S prompt and T own
+    tokens. A prompt's keys meet the queries of all its rows in one product; the scores of both parts share one softmax.
+    Arithmetic, one row, scores ln 1 for the prompt's token and ln 3 for its own: weights 1/4 and 3/4.
+    """
+    cache, queries = layer.cache, query_BKRD.shape[2]
+    own = query_BKRD @ key.transpose(-1, -2)  # [B, K, R, T]
+    prompt = _of_rows(_in_grid(query_BKRD, cache) @ layer.prompt_keys.transpose(-1, -2), cache, queries)  # [B, K, R, S]
     length = prompt.shape[-1]
     scores = torch.cat([prompt, own], dim=-1)
     if softcap is not None:
@@ -232,7 +259,7 @@ def grouped_attention(
     weights = torch.softmax(scores, dim=-1, dtype=dtype).to(value.dtype)
     result = weights[..., length:] @ value
     result += _of_rows(_in_grid(weights[..., :length], cache) @ layer.prompt_values, cache, queries)
-    return result.view(rows, 1, heads, width), None
+    return result
 
 
 def _in_grid(rows_BKRX: Tensor, cache: GroupedCache) -> Tensor:

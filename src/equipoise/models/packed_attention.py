@@ -48,16 +48,31 @@ def packed_attention(
     asked = [name for name in UNKNOWN if options.get(name) is not None]
     if asked or not getattr(module, "is_causal", True) or query.shape[2] != key.shape[2]:
         raise NotImplementedError(f"packed attention of {type(module).__name__}: {asked or 'not causal'}")
+    tokens_NHD = attend_packed(
+        _by_token(query), _by_token(key), _by_token(value), packing, scaling=scaling, dropout=dropout
+    )
+    return tokens_NHD.unsqueeze(0), None
+
+
+def attend_packed(
+    query_NHD: Tensor,
+    key_NKD: Tensor,
+    value_NKD: Tensor,
+    packing: Packing,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of packed tokens, [N, H, D] in the query's type. Suffixes: H query heads, K key heads, D width."""
     settings = {"dropout_p": dropout, "scale": scaling}
-    with _float32_on_cpu(query) as dtype:
-        queries, keys, values = (_ToSlots.apply(_by_token(part).to(dtype), packing) for part in (query, key, value))
+    with _float32_on_cpu(query_NHD) as dtype:
+        queries, keys, values = (_ToSlots.apply(part.to(dtype), packing) for part in (query_NHD, key_NKD, value_NKD))
         outputs = [_causal(queries, keys, values, rectangle, settings) for rectangle in packing.alone]
         if packing.trunks is not None:
             outputs.append(_causal(queries, keys, values, packing.trunks, settings))
             outputs += [_branching(queries, keys, values, packing.trunks, part, settings) for part in packing.branches]
         slots_MHD = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         tokens_NHD = _FromSlots.apply(slots_MHD, packing)
-    return tokens_NHD.to(query.dtype).unsqueeze(0), None  # type: ignore[union-attr]
+    return tokens_NHD.to(query_NHD.dtype)  # type: ignore[union-attr]
 
 
 @contextmanager

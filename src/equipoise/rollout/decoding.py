@@ -1,24 +1,29 @@
 """Batches of a decode loop: rows that grow by a token a step, leave when they are finished, and let others join.
 
-`GroupedBatch` keeps a prompt's cache once for its group and is what usually runs. `PlainBatch` takes whatever cache a
+`GroupedBatch` keeps a prompt's cache once for its group and is what usually runs, through a `DecodeStep` where the
+model's layers are the usual ones. `PlainBatch` takes whatever cache a
 model has, or none, and waits until it is empty before other rows join.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from equipoise.data import pad_left
+from equipoise.models.decode_step import DecodeStep
 from equipoise.models.grouped_cache import GroupedCache, groups_share_prompts
 from equipoise.models.policy import Policy
+from equipoise.models.products import NotPlain
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of logits, relative to their range; coarser types: 5e-2
+# Of logits, relative to their range; coarser types: 5e-2. transformers takes norms in float32 in a float64 model too.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 
 # What a model whose layers do not take our cache or attention may raise in the probe.
 UNFIT = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
@@ -47,8 +52,10 @@ class GroupedBatch:
 
     joins = True
 
-    def __init__(self, policy: Policy, group_size: int, most_tokens: int) -> None:
+    def __init__(self, policy: Policy, group_size: int, most_tokens: int, step: DecodeStep | None = None) -> None:
+        """`step` computes logits where the model's own layers need not be called."""
         self._policy, self._group_size, self._most_tokens = policy, group_size, most_tokens
+        self._step = step
         self._cache: GroupedCache | None = None
         self._prompt_lengths_B = torch.empty(0, dtype=torch.long, device=policy.device)
         self.logits = torch.empty(0)
@@ -59,7 +66,8 @@ class GroupedBatch:
 
         # Not the model's own choice of cache, which forgets what lies outside a sliding window.
         _, mask, logits, prefilled = _prefill(self._policy, prompt_ids, DynamicCache())
-        new = GroupedCache(prefilled, mask, self._group_size, self._most_tokens)
+        dtype = None if self._step is None else self._step.cache_dtype
+        new = GroupedCache(prefilled, mask, self._group_size, self._most_tokens, dtype)
         logits = logits.repeat_interleave(self._group_size, dim=0)
         lengths = mask.sum(dim=1).long().repeat_interleave(self._group_size)
         if self._cache is None or len(self._prompt_lengths_B) == 0:
@@ -73,11 +81,14 @@ class GroupedBatch:
         """Feed the sampled tokens and compute the next logits."""
         module, cache = self._policy.module, self._cache
         assert cache is not None
-        positions_B1 = (self._prompt_lengths_B + cache.lengths_B)[:, None]
-        with cache.active(module.causal):
-            self.logits, _ = module.next_token_logits(
-                tokens_B[:, None], torch.ones_like(tokens_B[:, None], dtype=torch.bool), positions_B1, cache
-            )
+        positions_B = self._prompt_lengths_B + cache.lengths_B
+        if self._step is not None:
+            self.logits = self._step(tokens_B, positions_B, cache)
+        else:
+            with cache.active(module.causal):
+                self.logits, _ = module.next_token_logits(
+                    tokens_B[:, None], torch.ones_like(tokens_B[:, None], dtype=torch.bool), positions_B[:, None], cache
+                )
         cache.advanced()
 
     def keep(self, index: Tensor) -> None:
@@ -145,54 +156,56 @@ def make_batch(policy: Policy, group_size: int, most_tokens: int, longest_prompt
     causal = policy.module.causal
     reason = groups_share_prompts(causal, longest_prompt + most_tokens)
     if reason is None:
-        reason = _probed(policy)
+        reason = _probed(policy, "grouped", lambda: GroupedBatch(policy, 2, 4))
     if reason is not None:
         announce_once(type(causal).__name__, "decodes with its own cache, a copy of the prompt's per row: %s", reason)
         return PlainBatch(policy, group_size, most_tokens)
-    return GroupedBatch(policy, group_size, most_tokens)
+    return GroupedBatch(policy, group_size, most_tokens, _own_step(policy))
 
 
-def _probed(policy: Policy) -> str | None:
-    """Compare both batches once per policy on a few tokens: an attention that does more than we know would go wrong
-    silently."""
-    found = getattr(policy.module, "_grouped_cache_fault", "unknown")
-    if found == "unknown":
-        found = _difference(policy)
-        policy.module._grouped_cache_fault = found  # type: ignore[assignment]
-    return found
+def _own_step(policy: Policy) -> DecodeStep | None:
+    """A decode step without the model's own layers; None where this model is not the usual one."""
+    try:
+        step = DecodeStep(policy.module)
+        reason = _probed(policy, "step", lambda: GroupedBatch(policy, 2, 4, step))
+    except NotPlain as error:
+        reason = str(error)
+    if reason is None:
+        return step
+    logger.info("%s decodes through its own layers: %s", type(policy.module.causal).__name__, reason)
+    return None
 
 
-def _difference(policy: Policy) -> str | None:
-    rows = policy.vocabulary_size
-    prompts = [[3 % rows, 5 % rows, 7 % rows, 11 % rows], [13 % rows, 17 % rows]]
-    results = []
-    for kind in (PlainBatch, GroupedBatch):
-        batch = kind(policy, 2, 4)
-        try:
-            batch.join(prompts)
-            logits = [batch.logits]
-            for step in range(3):
-                if step == 2:
-                    batch.keep(torch.tensor([0, 1, 3], device=policy.device))
-                tokens = torch.arange(len(batch.logits), device=policy.device).add(19 + step).remainder(rows)
-                batch.advance(tokens)
-                logits.append(batch.logits)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            KeyError,
-            IndexError,
-            NotImplementedError,
-        ) as error:
-            if kind is PlainBatch:
-                raise
-            return f"{type(error).__name__}: {error}"
-        results.append(torch.cat(logits))
-    plain, grouped = results
+def _probed(policy: Policy, what: str, batch: Callable[[], Batch]) -> str | None:
+    """Compare a batch with the model's own cache once per policy on a few tokens: an attention or a layer that does
+    more than we know would go wrong silently. None where they agree, else how they do not."""
+    found: dict[str, str | None] = vars(policy.module).setdefault("_decoding_faults", {})
+    if what not in found:
+        found[what] = _difference(policy, batch)
+    return found[what]
+
+
+def _difference(policy: Policy, batch: Callable[[], Batch]) -> str | None:
+    expected = _probe(policy, PlainBatch(policy, 2, 4))
+    try:
+        logits = _probe(policy, batch())
+    except UNFIT as error:
+        return f"{type(error).__name__}: {error}"
     dtype = next(policy.module.parameters()).dtype
     coarse = policy.module.autocast or dtype not in TOLERANCE
-    allowed = (5e-2 if coarse else TOLERANCE[dtype]) * float(plain.abs().max().clamp(min=1e-6))
-    difference = float((plain - grouped).abs().max())
-    return None if difference <= allowed else f"sharing the prompt's cache changes its logits by {difference:.2g}"
+    allowed = (5e-2 if coarse else TOLERANCE[dtype]) * float(expected.abs().max().clamp(min=1e-6))
+    difference = float((expected - logits).abs().max())
+    return None if difference <= allowed else f"its logits change by {difference:.2g}"
+
+
+def _probe(policy: Policy, batch: Batch) -> Tensor:
+    """All logits of two prompts, two rows of each, over three tokens; a row leaves before the last."""
+    rows = policy.vocabulary_size
+    batch.join([[3 % rows, 5 % rows, 7 % rows, 11 % rows], [13 % rows, 17 % rows]])
+    logits = [batch.logits]
+    for step in range(3):
+        if step == 2:
+            batch.keep(torch.tensor([0, 1, 3], device=policy.device))
+        batch.advance(torch.arange(len(batch.logits), device=policy.device).add(19 + step).remainder(rows))
+        logits.append(batch.logits)
+    return torch.cat(logits)

@@ -7,21 +7,30 @@ from torch import Tensor
 
 from equipoise.rollout.types import Rollout
 
-TOKENS_PER_PASS = 8192  # a prompt counted once for its completions; more gains little speed and costs memory
+# A prompt counted once for its completions; more gains little speed and costs memory.
+TOKENS_PER_PASS = 8192
+TOKENS_PER_PASS_ON_CPU = 2048
 
 
-def passes(rollout: Rollout, rows: Tensor, size: int | None = None, *, tokens: int = TOKENS_PER_PASS) -> list[Tensor]:
+def tokens_per_pass(device: str) -> int:
+    """Most tokens of a pass on a kind of device, where nothing else is asked for."""
+    return TOKENS_PER_PASS_ON_CPU if device == "cpu" else TOKENS_PER_PASS
+
+
+def passes(rollout: Rollout, rows: Tensor, size: int | None = None, *, tokens: int | None = None) -> list[Tensor]:
     """`rows` in parts that fit a pass, completions of one prompt side by side; at least one part, empty or not.
 
     Args:
         rollout: what the rows index.
         rows: int64, any order; they come back ordered by group, so that groups stay together.
         size: most rows in a part; None: as many as `tokens` allow, of whole groups where a group fits.
-        tokens: most tokens of a part, a prompt counted once per part; a single row may exceed it.
+        tokens: most tokens of a part, a prompt counted once per part; a single row may exceed it. None: as
+            `tokens_per_pass` has it.
 
     Example: groups of 2 with prompts of 4 and completions of 3 tokens (10 tokens a group) and `tokens` 25: two groups a
     part.
     """
+    tokens = tokens_per_pass(rollout.completion_ids_BT.device.type) if tokens is None else tokens
     rows = rows.cpu().sort().values
     rows = rows[rollout.group_ids_B.cpu()[rows].argsort(stable=True)]
     if size is not None or len(rows) == 0:

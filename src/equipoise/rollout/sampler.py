@@ -28,6 +28,8 @@ from equipoise.rollout.types import FINISHED, TRUNCATED, Rollout
 COMPACT_BELOW = 0.5  # live rows of those in the batch
 JOIN_ABOVE = 0.25  # free groups of those that fit
 
+BLOCK = 64  # entries of the vocabulary that are summed before running sums are taken
+
 
 def generate(
     policy: Policy,
@@ -262,15 +264,36 @@ def sample_tokens(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfi
         logprobs = torch.log_softmax(logits_BV, dim=-1)
         tokens = logits_BV.argmax(dim=-1)
         return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
-    logits = logits_BV / sampling.temperature
+    logits = logits_BV if sampling.temperature == 1 else logits_BV / sampling.temperature
     if sampling.top_k is not None or (sampling.top_p is not None and sampling.top_p < 1):
         logits = _cut_tail(logits, sampling.top_k, sampling.top_p)
-    logprobs = torch.log_softmax(logits, dim=-1)
-    cumulative = logprobs.exp().cumsum(dim=-1)
-    targets = uniforms_B.to(cumulative.dtype) * cumulative[:, -1]
-    # right=True: the first entry strictly above the target, which a token of probability 0 never is.
-    tokens = torch.searchsorted(cumulative, targets[:, None], right=True).squeeze(1)
-    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    highest_B1 = logits.amax(dim=-1, keepdim=True)
+    weights_BV = (logits - highest_B1).exp_()
+    tokens_B1, total_B1 = _inverted(weights_BV, uniforms_B[:, None])
+    return tokens_B1.squeeze(1), (logits.gather(1, tokens_B1) - highest_B1 - total_B1.log()).squeeze(1)
+
+
+def _inverted(weights_BV: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry of each row whose cumulative weight is above the uniform number's share of the row's total.
+
+    Returns the entries and the totals, both [B, 1]. Running sums are taken over blocks of the vocabulary first and
+    then within one block: a sum over a block is several times as fast as a running sum over its entries.
+    """
+    rows, width = weights_BV.shape
+    if short := -width % BLOCK:
+        weights_BV = torch.nn.functional.pad(weights_BV, (0, short))
+    blocks_BNC = weights_BV.view(rows, -1, BLOCK)
+    sums_BN = blocks_BNC.sum(dim=-1).cumsum(dim=-1)
+    total_B1 = sums_BN[:, -1:]
+    targets_B1 = uniforms_B1.to(weights_BV.dtype) * total_B1
+    # right=True: the first sum strictly above the target, which one that adds nothing never is.
+    block_B1 = torch.searchsorted(sums_BN, targets_B1, right=True)
+    before_B1 = torch.where(block_B1 > 0, sums_BN.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
+    within_BC = blocks_BNC[torch.arange(rows, device=block_B1.device), block_B1.squeeze(1)].cumsum(dim=-1)
+    found_B1 = torch.searchsorted(within_BC, targets_B1 - before_B1, right=True)
+    # Where rounding leaves the target at or above the block's own sum: the block's last entry of any weight.
+    last_B1 = torch.searchsorted(within_BC, within_BC[:, -1:].contiguous())
+    return block_B1 * BLOCK + torch.minimum(found_B1, last_B1), total_B1
 
 
 def _cut_tail(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from equipoise.models.footprint import (
 from equipoise.models.loading import is_adapter, load_config
 from equipoise.models.policy import adapter_base
 from equipoise.models.reward_model import REWARD_MODEL_FILE
-from equipoise.rollout.passes import TOKENS_PER_PASS
+from equipoise.rollout.passes import TOKENS_PER_PASS, tokens_per_pass
 from equipoise.studies.planning_allocator import training_terms
 
 GB = 1e9
@@ -115,12 +115,13 @@ class Configs:
         except ConfigError as error:
             raise ConfigError(f"{error}; or give its config.json: --config {name}=FILE") from error
 
-    def policy(self, config: ModelConfig) -> Network:
-        """The network of a `policy:` block."""
+    def policy(self, config: ModelConfig, *, on_gpu: bool) -> Network:
+        """The network of a `policy:` block. A GPU runs the model's own layers."""
         key = config.model_dump_json()
         if key not in self.networks:
             self.networks[key] = policy_network(config, self.config(config.model))
-        return self.networks[key]
+        net = self.networks[key]
+        return replace(net, usual=net.usual and not on_gpu)
 
     def backbone(self, config: BackboneConfig, labels: int) -> Network:
         """The network of a reward recipe."""
@@ -180,21 +181,23 @@ class _Online:
         length = self.prompt_tokens + self.completion_tokens
         return self.groups((micro or ROWS_WITHOUT_GRADIENT) * length, self.prompts)
 
-    def trained_on(self, micro: int | None, minibatches: int) -> tuple[Batch, float]:
+    def trained_on(self, micro: int | None, minibatches: int, *, on_gpu: bool) -> tuple[Batch, float]:
         """Micro-batches of one minibatch."""
         prompts = math.ceil(self.prompts / minibatches)
-        return self.groups(TOKENS_PER_PASS, prompts) if micro is None else self.rows(micro, prompts * self.group)
+        if micro is not None:
+            return self.rows(micro, prompts * self.group)
+        return self.groups(tokens_per_pass("cuda" if on_gpu else "cpu"), prompts)
 
 
 def _need_online(config: GRPOConfig | PPOConfig, configs: Configs, lengths: Lengths, on_gpu: bool) -> Need:
-    net = configs.policy(config.policy)
+    net = configs.policy(config.policy, on_gpu=on_gpu)
     shape = _Online(
         config.prompts_per_step,
         config.group_size,
         _cut(config.max_prompt_tokens, lengths.prompt),
         _cut(config.sampling.max_tokens, lengths.completion),
     )
-    batch, times = shape.trained_on(config.micro_batch_size, config.num_minibatches)
+    batch, times = shape.trained_on(config.micro_batch_size, config.num_minibatches, on_gpu=on_gpu)
     looked, looks = shape.looked_at(config.micro_batch_size)
     sampled, waves = shape.sampled()
     updates = config.num_epochs * config.num_minibatches
@@ -217,7 +220,8 @@ def _need_online(config: GRPOConfig | PPOConfig, configs: Configs, lengths: Leng
     phases["update"] = training_terms(net, batch, math.ceil(times), on_gpu=on_gpu)
     trained = net.trained
     if isinstance(config, PPOConfig) and config.critic.kind == "separate":
-        critic = critic_network(net if config.critic.model is None else configs.policy(config.critic.model))
+        own = config.critic.model
+        critic = critic_network(net if own is None else configs.policy(own, on_gpu=on_gpu))
         resident |= {"critic": critic.weights, "critic's moments": critic.moments}
         phases["critic's update"] = training_terms(critic, batch, math.ceil(times), projects=False, on_gpu=on_gpu)
         passes["critic"] = [
@@ -279,7 +283,7 @@ def _scorer(scorer: Any, configs: Configs) -> tuple[Network, Batch] | str | None
 
 
 def _need_data(config: SFTConfig | DPOConfig, configs: Configs, lengths: Lengths, on_gpu: bool) -> Need:
-    net = configs.policy(config.policy)
+    net = configs.policy(config.policy, on_gpu=on_gpu)
     sides = 2 if isinstance(config, DPOConfig) else 1
     prompt = min(lengths.prompt or 0, config.max_length - 1)
     response = _cut(config.max_length - prompt, lengths.completion)

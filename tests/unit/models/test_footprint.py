@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen2Config
@@ -71,16 +73,24 @@ def kept_bytes(module: PolicyModule, batch: Batch) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+@pytest.mark.parametrize("usual", [True, False], ids=["by hand", "own layers"])
 @pytest.mark.parametrize("batch", [Batch(3, 12, 20, 16), Batch(12, 12, 20, 16)], ids=["groups", "alone"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
-def test_activations_of_a_layer_are_what_autograd_keeps(low: bool, lora: bool, batch: Batch) -> None:
+def test_activations_of_a_layer_are_what_autograd_keeps(low: bool, lora: bool, batch: Batch, usual: bool) -> None:
     """Two layers more keep twice what the formula says of one; numbers per token (norms' factors) are not counted."""
-    measured = (kept_bytes(real(low, lora, 4), batch) - kept_bytes(real(low, lora, 2), batch)) / 2
+    modules = [real(low, lora, layers) for layers in (2, 4)]
+    for module in modules:
+        assert module._own_blocks
+        module._own_blocks = usual
+    few, more = (kept_bytes(module, batch) for module in modules)
+    measured = (more - few) / 2
+    net = replace(network(low, lora), usual=usual)
     if low and not lora:  # autocast's copies of the weights are a term of their own
         weights = network(layers=2).trained - network(layers=1).trained
-        measured -= 2 * weights
-    assert footprint.layer_activations(network(low, lora), batch) == pytest.approx(measured, rel=0.02)
+        assert net.kept_casts == (0 if usual else net.casts)
+        measured -= 0 if usual else 2 * weights
+    assert footprint.layer_activations(net, batch) == pytest.approx(measured, rel=0.02)
 
 
 def test_parameters_are_those_of_the_real_model() -> None:
@@ -106,10 +116,13 @@ def test_table_is_trained_once_where_it_is_tied() -> None:
 
 
 def test_cache_holds_a_prompt_once_for_its_group() -> None:
-    """2 layers x 16 wide keys and values x 4 bytes x (1 prompt of 2 + 12 rows of 40 tokens)."""
-    terms = footprint.sampling_terms(network(), Batch(1, 12, 2, 40))
+    """2 layers x 16 wide keys and values x 4 bytes x (1 prompt of 2 + 12 rows of 40 tokens); three tables of logits."""
+    net = network()
+    terms = footprint.sampling_terms(net, Batch(1, 12, 2, 40))
     assert terms["cache"] == 2 * 2 * 16 * 4 * (2 + 12 * 40)
-    assert terms["logits"] == 5 * 4 * 12 * 300
+    assert terms["logits"] == 3 * 4 * 12 * 300
+    assert terms["weights laid out"] == 4 * net.trained
+    assert "weights laid out" not in footprint.sampling_terms(replace(net, usual=False), Batch(1, 12, 2, 40))
 
 
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer() -> None:
@@ -121,7 +134,7 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer() -> None:
 
 def test_attention_without_a_fused_kernel_keeps_its_weights() -> None:
     """4 bytes x 12 rows x 36 columns x (8 heads x 16 tokens + keys and values of 64 each); nothing without groups."""
-    net, batch = network(), Batch(3, 12, 20, 16)
+    net, batch = replace(network(), usual=False), Batch(3, 12, 20, 16)
     more = footprint.layer_activations(net, batch, on_gpu=True) - footprint.layer_activations(net, batch)
     assert more == 4 * 12 * 36 * (8 * 16 + 2 * 64)
     alone = Batch(12, 12, 20, 16)

@@ -20,6 +20,8 @@ from equipoise.models.loading import enable_checkpointing, without_dropout
 from equipoise.models.policy_module import PolicyModule, logit_transform
 from equipoise.rollout.logprobs import completion_logprobs, score_tokens
 
+pytestmark = pytest.mark.usefixtures("exact_norms")
+
 PROMPTS, COMPLETIONS = [5, 1, 9, 3], [4, 7, 1, 6]
 CASES = {
     "llama": ("llama", {}),

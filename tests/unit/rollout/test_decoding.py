@@ -129,10 +129,11 @@ def test_an_attention_that_does_something_else_is_found(tmp_path: Path, monkeypa
     policy = toy(tmp_path / "model")
     right = grouped_cache._of_rows
     monkeypatch.setattr(grouped_cache, "_of_rows", lambda *inputs: right(*inputs).roll(1, 0))
-    reason = decoding._probed(policy)
-    assert reason is not None and "changes its logits by" in reason
+    assert isinstance(make_batch(policy, 2, 4, 4), PlainBatch)
+    reason = vars(policy.module)["_decoding_faults"]["grouped"]
+    assert "its logits change by" in reason
     monkeypatch.undo()
-    assert decoding._probed(policy) == reason, "probed once"
+    assert isinstance(make_batch(policy, 2, 4, 4), PlainBatch), "probed once"
 
 
 def test_flash_kernels_and_states_keep_their_own_cache(tmp_path: Path) -> None:
@@ -146,13 +147,15 @@ def test_flash_kernels_and_states_keep_their_own_cache(tmp_path: Path) -> None:
     assert groups_share_prompts(policy.module.causal, 10) == "it has layers of the kind linear_attention"
 
 
-def test_joining_saves_steps(tmp_path: Path) -> None:
+def test_joining_saves_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of very different lengths: with joins, fewer passes than wave after wave."""
     policy = toy(tmp_path / "model")
     policy.eos_ids = tuple(range(2, 14))
-    calls = []
-    original = policy.module.next_token_logits
-    policy.module.next_token_logits = lambda *inputs: calls.append(len(inputs[0])) or original(*inputs)  # type: ignore[method-assign, func-returns-value]
+    calls: list[int] = []
+    advance = GroupedBatch.advance
+    monkeypatch.setattr(
+        GroupedBatch, "advance", lambda self, tokens: calls.append(len(tokens)) or advance(self, tokens)
+    )
     texts = [f"help {i}" for i in range(24)]
     rollout = generate(policy, texts, 2, SamplingConfig(max_tokens=40), rows_at_once=8)
     lengths = rollout.lengths_B.view(6, 8)  # waves of eight rows

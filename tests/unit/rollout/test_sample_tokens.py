@@ -93,3 +93,40 @@ def test_top_k_and_top_p_together_measure_the_mass_of_the_k() -> None:
     """k = 2 leaves (4/7, 3/7); top_p 0.5 then keeps token 0 alone, since 4/7 > 0.5."""
     tokens, _ = sample(logits_of([0.4, 0.1, 0.3, 0.2]), fixed_draws(500), top_k=2, top_p=0.5)
     assert set(tokens.tolist()) == {0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 5, 63, 64, 65, 130, 1000])
+def test_blocks_find_what_one_running_sum_finds(width: int, dtype: torch.dtype) -> None:
+    """Against a running sum over the whole row in float64; entries of probability 0 all over, whole blocks of them."""
+    generator = torch.Generator().manual_seed(width)
+    logits = 3 * torch.randn(200, width, generator=generator, dtype=dtype)
+    logits[:, 1 : width // 2] = -torch.inf
+    logits[torch.rand(200, width, generator=generator) < 0.3] = -torch.inf
+    logits[:, 0] = torch.where(logits.isneginf().all(dim=1), 0.0, logits[:, 0])
+    draws = torch.randint(0, 2**23, (200,), generator=generator).float() * 2.0**-23
+    draws[:2] = torch.tensor([0.0, 1 - 2.0**-23])
+    tokens, logprobs = sample_tokens(logits, draws, SamplingConfig())
+    exact = torch.log_softmax(logits.double(), dim=-1)
+    cumulative = exact.exp().cumsum(dim=-1)
+    rows = torch.arange(200)
+    assert bool((logits[rows, tokens] > -torch.inf).all())
+    slack = 1e-6 if dtype == torch.float32 else 1e-12
+    below = torch.where(tokens > 0, cumulative[rows, tokens - 1], 0.0)
+    assert bool((below <= draws.double() + slack).all())
+    assert bool((cumulative[rows, tokens] >= draws.double() - slack).all())
+    torch.testing.assert_close(logprobs.double(), exact[rows, tokens], rtol=1e-5, atol=1e-6)
+    if dtype == torch.float64:
+        torch.testing.assert_close(tokens, torch.searchsorted(cumulative, draws.double()[:, None], right=True)[:, 0])
+
+
+def test_rounding_at_the_end_of_a_block_stays_in_it() -> None:
+    """A target that rounds to a block's sum takes the block's last entry that has any weight, not the next block's."""
+    weights = torch.zeros(1, 128)
+    weights[0, :40] = torch.linspace(0.1, 1.7, 40)
+    weights[0, 70] = 1e-3
+    total = float(weights.sum())
+    at = torch.tensor([float(weights[0, :40].sum()) / total])
+    for draw in (at.nextafter(torch.tensor(0.0)), at, at.nextafter(torch.tensor(1.0))):
+        tokens, _ = sample_tokens(weights.log(), draw, SamplingConfig())
+        assert tokens.item() in (39, 70)

@@ -20,6 +20,7 @@ from equipoise.data import PromptRecord, encode_prompt
 from equipoise.errors import ConfigError, DataError
 from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout import sampler
+from equipoise.rollout.decoding import GroupedBatch
 from equipoise.rollout.randomness import uniforms
 from equipoise.rollout.sampler import generate
 from equipoise.rollout.types import Rollout
@@ -277,11 +278,14 @@ def test_the_prompt_is_prefilled_once_and_finished_rows_leave(
         shapes.append(tuple(ids.shape))
         return original(ids, *rest)
 
+    rows: list[int] = []
+    advance = GroupedBatch.advance
+    generate(policy, PROMPTS[:1], 2, SAMPLING)  # what is tried once per policy
     monkeypatch.setattr(policy.module, "next_token_logits", spy)
+    monkeypatch.setattr(GroupedBatch, "advance", lambda self, tokens: rows.append(len(tokens)) or advance(self, tokens))
     rollout = generate(policy, PROMPTS, 16, SamplingConfig(max_tokens=60))
-    assert shapes[0] == (5, 9), "five prompts, not eighty"
-    rows = [shape[0] for shape in shapes[1:]]
-    assert all(shape[1] == 1 for shape in shapes[1:]) and rows[0] == 80
+    assert shapes == [(5, 9)], "five prompts, not eighty, and no token through the model's own layers"
+    assert rows[0] == 80
     assert rows == sorted(rows, reverse=True) and rows[-1] < 40
     assert len(rows) == int(rollout.lengths_B.max()) - 1, "the last sampled token is never fed back"
 

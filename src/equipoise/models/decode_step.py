@@ -1,0 +1,123 @@
+"""A decode step of the usual decoder block in as few operations as it takes.
+
+Where a step of a few rows goes through the model's own layers, calling them costs more than the arithmetic, and each
+product lays its weight out anew. What is built here holds a copy of the weights as they are now.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.models.grouped_cache import GroupedCache, attend
+from equipoise.models.policy_module import PolicyModule
+from equipoise.models.products import NotPlain, Product, is_packable
+from equipoise.models.usual_block import Norm, Rotation, check_usual
+
+MEMORY_SHARE = 0.25  # of the machine's memory that the copied weights may take
+
+
+class DecodeStep:
+    """Next-token logits for one token per row, over a `GroupedCache`.
+
+    Suffixes: B rows, H hidden width, K key heads, R queries per key head, D width of a head, V vocabulary.
+    """
+
+    def __init__(self, module: PolicyModule) -> None:
+        """Raises NotPlain, with the reason, where the model does more than the usual block, or does not fit twice."""
+        causal = module.causal
+        _check(module)
+        backbone = causal.base_model
+        self._embed, self._rotary = backbone.embed_tokens, backbone.rotary_emb
+        self._dtype = product_dtype(module)
+        # Attention of a few rows in bfloat16 takes torch several times its float32 on a CPU.
+        self.cache_dtype = torch.float64 if self._embed.weight.dtype == torch.float64 else torch.float32
+        self._blocks = [_Block(layer, self._dtype) for layer in backbone.layers]
+        self._norm = Norm.of(backbone.norm)
+        self._head = Product([causal.get_output_embeddings()], self._dtype)
+        self._transform = module.transform
+
+    def __call__(self, tokens_B: Tensor, positions_B: Tensor, cache: GroupedCache) -> Tensor:
+        """Feed a token per row at its position; float32 logits [B, V].
+
+        The cache grows by the token's keys and values; `cache.advanced()` is the caller's.
+        """
+        cache.hide()
+        with torch.autocast(tokens_B.device.type, enabled=False):  # every type is chosen here
+            hidden_BH = self._embed(tokens_B)
+            # In the type of the model's own hidden states, which rounds them as its own pass does.
+            cos_1BD, sin_1BD = self._rotary(hidden_BH, positions_B[None])
+            rotation = Rotation.of(cos_1BD[0].to(self.cache_dtype), sin_1BD[0].to(self.cache_dtype))
+            for block, layer in zip(self._blocks, cache.layers, strict=True):
+                hidden_BH = block(hidden_BH, rotation, layer)
+            logits_BV = self._head(self._norm(hidden_BH).to(self._dtype)).to(self.cache_dtype)
+            return (logits_BV if self._transform is None else self._transform(logits_BV)).float()
+
+
+class _Block:
+    """One decoder layer."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._dtype = dtype
+        self._head_width, self._scaling = int(attention.head_dim), float(attention.scaling)
+        self._before_attention, self._before_mlp = (
+            Norm.of(layer.input_layernorm),
+            Norm.of(layer.post_attention_layernorm),
+        )
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self._query_norm, self._key_norm = (None if norm is None else Norm.of(norm) for norm in norms)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        widths = [projection.out_features // self._head_width for projection in projections]
+        self._queries, self._keys = widths[0], widths[1]
+        self._in = Product(projections, dtype)
+        self._out = Product([attention.o_proj], dtype)
+        self._gate_and_up, self._down = Product([mlp.gate_proj, mlp.up_proj], dtype), Product([mlp.down_proj], dtype)
+        self._activation = mlp.act_fn
+
+    def __call__(self, hidden_BH: Tensor, rotation: Rotation, layer: Any) -> Tensor:
+        projected = self._in(self._before_attention(hidden_BH).to(self._dtype))
+        attended_BH = self._attention(projected, rotation, layer)
+        hidden_BH = hidden_BH + self._out(attended_BH.to(self._dtype))
+        gate, up = self._gate_and_up(self._before_mlp(hidden_BH).to(self._dtype)).chunk(2, dim=-1)
+        return hidden_BH + self._down(self._activation(gate).mul_(up))
+
+    def _attention(self, projected: Tensor, rotation: Rotation, layer: Any) -> Tensor:
+        """Of the projected queries, keys and values of one token per row; [B, heads * D] in the cache's type."""
+        heads_BND = projected.to(layer.cache.dtype).unflatten(-1, (-1, self._head_width))
+        turned = self._queries + self._keys
+        if self._query_norm is None or self._key_norm is None:
+            rotated_BND = rotation.forward(heads_BND[:, :turned])
+        else:
+            normed = (
+                self._query_norm(heads_BND[:, : self._queries]),
+                self._key_norm(heads_BND[:, self._queries : turned]),
+            )
+            rotated_BND = rotation.forward(torch.cat([part.to(heads_BND.dtype) for part in normed], dim=1))
+        keys_BKTD, values_BKTD = layer.update(rotated_BND[:, self._queries :, None], heads_BND[:, turned:, None])
+        queries_BKRD = (rotated_BND[:, : self._queries] * self._scaling).unflatten(1, (self._keys, -1))
+        return attend(queries_BKRD, keys_BKTD, values_BKTD, layer).flatten(1)
+
+
+def product_dtype(module: PolicyModule) -> torch.dtype:
+    """What the model's matrix products run in: bfloat16 under autocast, else the weights' type."""
+    dtype = module.causal.get_input_embeddings().weight.dtype
+    return torch.bfloat16 if module.autocast and dtype != torch.float64 else dtype
+
+
+def _check(module: PolicyModule) -> None:
+    """Raise NotPlain for what this step would get wrong, or would only copy to no end."""
+    causal = module.causal
+    check_usual(causal)
+    if not module.projects:
+        raise NotPlain("its logits are not its head's")
+    weight = causal.get_input_embeddings().weight
+    if not is_packable(weight) and weight.dtype != torch.float64:
+        raise NotPlain(f"its products in {weight.dtype} on {weight.device.type} gain nothing")
+    size = torch.finfo(product_dtype(module)).bits // 8
+    copied = size * sum(parameter.numel() for parameter in causal.parameters())
+    if copied > MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise NotPlain(f"a copy of its weights ({copied / 2**30:.1f} GiB) is too much for this machine's memory")

@@ -1,0 +1,278 @@
+"""The usual decoder block over a packed row, with hand-written gradients.
+
+Two nodes of the graph around attention: `_Enter` (norm, projections, rotary positions) and `_Leave` (output projection,
+residual sum, norm, gated MLP, residual sum). They keep what a backward pass cannot cheaply compute again: the inputs,
+one number per norm, and the two halves of the MLP, about half of what the model's own layers keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from equipoise.models.packed_attention import attend_packed
+from equipoise.models.packing import Packing
+from equipoise.models.products import LinearParts, NotPlain
+from equipoise.models.usual_block import Norm, Rotation, check_usual
+
+Grads = list[Tensor | None]
+
+
+def block_specs(causal: Any, dtype: torch.dtype) -> list[BlockSpec]:
+    """The model's layers, products in `dtype`. Raises NotPlain where they are not the usual block as it is."""
+    check_usual(causal)
+    return [BlockSpec.of(layer, dtype) for layer in causal.base_model.layers]
+
+
+def packed_hidden(causal: Any, specs: list[BlockSpec], packing: Packing) -> Tensor:
+    """Last hidden states [N, H] of packed tokens."""
+    backbone = causal.base_model
+    hidden_1NH = backbone.embed_tokens(packing.ids_1N)
+    cos_1ND, sin_1ND = backbone.rotary_emb(hidden_1NH, packing.position_ids_1N)
+    rotation = Rotation.of(cos_1ND[0], sin_1ND[0])
+    hidden_NH = hidden_1NH[0]
+    for layer, spec in zip(backbone.layers, specs, strict=True):
+        if layer.training and torch.is_grad_enabled() and getattr(layer, "gradient_checkpointing", False):
+            hidden_NH = checkpoint(_block, hidden_NH, spec, rotation, packing, use_reentrant=False)  # type: ignore[assignment]
+        else:
+            hidden_NH = _block(hidden_NH, spec, rotation, packing)
+    final = Norm.of(backbone.norm)
+    return _Normed.apply(hidden_NH, final, final.weight)  # type: ignore[return-value]
+
+
+def _block(hidden_NH: Tensor, spec: BlockSpec, rotation: Rotation, packing: Packing) -> Tensor:
+    query, key, value = _Enter.apply(hidden_NH, spec, rotation, *spec.entering())  # type: ignore[misc]
+    attended_NHD = attend_packed(query, key, value, packing, spec.scaling)
+    return _Leave.apply(hidden_NH, attended_NHD.flatten(1), spec, *spec.leaving())  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer whose gradients are worked out by hand; products in `dtype`."""
+
+    parts: LinearParts
+    dtype: torch.dtype
+
+    @property
+    def count(self) -> int:
+        return len(self.parts.tensors())
+
+    def forward(self, inputs_NI: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`x W^T + b + sum s x A^T B^T` [N, O] in `dtype`, and the `x A^T` [N, R] of every update."""
+        parts = self.parts
+        found = F.linear(inputs_NI, parts.weight_OI.to(self.dtype), _to(parts.bias_O, self.dtype))
+        lows = []
+        for update in parts.updates:
+            lows.append(F.linear(inputs_NI, update.a_RI.to(self.dtype)))
+            found = found.addmm_(lows[-1], update.b_OR.to(self.dtype).t(), alpha=update.scaling)
+        return found, lows
+
+    def backward(
+        self,
+        inputs_NI: Tensor,
+        lows: list[Tensor],
+        grad_NO: Tensor,
+        needs: tuple[bool, ...],
+        grad_NI: Tensor,
+        beta: int,
+    ) -> Grads:
+        """Gradients of `parts.tensors()` where `needs` says so; that of the inputs is added to `grad_NI` times `beta`,
+        where 0 takes nothing from it."""
+        parts, wanted = self.parts, iter(needs)
+        grads: Grads = [_product(grad_NO.t(), inputs_NI, parts.weight_OI) if next(wanted) else None]
+        grad_NI.addmm_(grad_NO, parts.weight_OI.to(self.dtype), beta=beta)
+        if parts.bias_O is not None:
+            grads.append(grad_NO.sum(0, dtype=parts.bias_O.dtype) if next(wanted) else None)
+        for update, low_NR in zip(parts.updates, lows, strict=True):
+            for_a, for_b = next(wanted), next(wanted)
+            grad_NR = (grad_NO @ update.b_OR.to(self.dtype)).mul_(update.scaling)
+            grads.append(_product(grad_NR.t(), inputs_NI, update.a_RI) if for_a else None)
+            grads.append(_product(grad_NO.t(), low_NR * update.scaling, update.b_OR) if for_b else None)
+            grad_NI.addmm_(grad_NR, update.a_RI.to(self.dtype))
+        return grads
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One decoder layer: what it is made of."""
+
+    before_attention: Norm
+    projections: tuple[Linear, Linear, Linear]  # query, key, value
+    head_norms: tuple[Norm, Norm] | None  # of every query and key head
+    out: Linear
+    before_mlp: Norm
+    gate: Linear
+    up: Linear
+    down: Linear
+    head_width: int
+    scaling: float
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, layer: Any, dtype: torch.dtype) -> BlockSpec:
+        attention, mlp = layer.self_attn, layer.mlp
+        if type(mlp.act_fn) is not nn.SiLU and type(mlp.act_fn).__name__ != "SiLUActivation":
+            raise NotPlain(f"its MLP activates by {type(mlp.act_fn).__name__}")
+
+        def linear(part: nn.Module) -> Linear:
+            return Linear(LinearParts.of(part), dtype)
+
+        norms = [Norm.of(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+        return cls(
+            Norm.of(layer.input_layernorm),
+            (linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)),
+            (norms[0], norms[1]) if norms else None,
+            linear(attention.o_proj),
+            Norm.of(layer.post_attention_layernorm),
+            linear(mlp.gate_proj),
+            linear(mlp.up_proj),
+            linear(mlp.down_proj),
+            int(attention.head_dim),
+            float(attention.scaling),
+            dtype,
+        )
+
+    def entering(self) -> list[Tensor]:
+        """The parameters that `_Enter` returns gradients of, in its order."""
+        norms = [self.before_attention, *(self.head_norms or ())]
+        return [norm.weight for norm in norms] + [
+            part for linear in self.projections for part in linear.parts.tensors()
+        ]
+
+    def leaving(self) -> list[Tensor]:
+        """The parameters that `_Leave` returns gradients of, in its order."""
+        linears = (self.out, self.gate, self.up, self.down)
+        return [self.before_mlp.weight, *(part for linear in linears for part in linear.parts.tensors())]
+
+
+class _Enter(torch.autograd.Function):
+    """Queries, keys and values [N, heads, D] of the hidden states, rotated."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, spec: BlockSpec, rotation: Rotation, *_: Tensor) -> tuple[Tensor, ...]:
+        inverse = spec.before_attention.inverse(hidden_NH)
+        normed = spec.before_attention.forward(hidden_NH, inverse).to(spec.dtype)
+        kept, lows, found = [hidden_NH, inverse], [], []
+        for number, linear in enumerate(spec.projections):
+            projected, low = linear.forward(normed)
+            lows.append(len(low))
+            kept += low
+            heads = projected.unflatten(-1, (-1, spec.head_width))
+            if number < 2:
+                if spec.head_norms is not None:
+                    norm, before = spec.head_norms[number], heads
+                    of_heads = norm.inverse(before)
+                    kept += [before, of_heads]
+                    heads = norm.forward(before, of_heads)
+                heads = rotation.forward(heads)
+            found.append(heads)
+        ctx.spec, ctx.rotation, ctx.lows = spec, rotation, lows
+        ctx.save_for_backward(*kept)
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads_NHD: Tensor) -> tuple[Tensor | None, ...]:
+        spec: BlockSpec = ctx.spec
+        saved, needs = iter(ctx.saved_tensors), iter(ctx.needs_input_grad[3:])
+        hidden_NH, inverse = next(saved), next(saved)
+        normed = spec.before_attention.forward(hidden_NH, inverse).to(spec.dtype)
+        needs_norms = [next(needs) for _ in range(1 if spec.head_norms is None else 3)]
+        grad_normed = torch.empty_like(normed)
+        norm_grads: Grads = []
+        linear_grads: Grads = []
+        for number, linear in enumerate(spec.projections):
+            low = [next(saved) for _ in range(ctx.lows[number])]
+            grad = grads_NHD[number]
+            if number < 2:
+                grad = ctx.rotation.backward(grad)
+                if spec.head_norms is not None:
+                    before, of_heads = next(saved), next(saved)
+                    grad, of_weight = spec.head_norms[number].backward(before, of_heads, grad, needs_norms[1 + number])
+                    norm_grads.append(of_weight)
+            own = tuple(next(needs) for _ in range(linear.count))
+            linear_grads += linear.backward(
+                normed, low, grad.flatten(1).to(spec.dtype), own, grad_normed, int(number > 0)
+            )
+        grad_hidden, of_weight = spec.before_attention.backward(hidden_NH, inverse, grad_normed, needs_norms[0])
+        return grad_hidden.to(hidden_NH.dtype), None, None, of_weight, *norm_grads, *linear_grads
+
+
+class _Leave(torch.autograd.Function):
+    """The block's output: residual sums over the output projection and the gated MLP."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, attended: Tensor, spec: BlockSpec, *_: Tensor) -> Tensor:
+        attended = attended.to(spec.dtype)
+        projected, out_low = spec.out.forward(attended)
+        middle_NH = hidden_NH + projected
+        inverse = spec.before_mlp.inverse(middle_NH)
+        normed = spec.before_mlp.forward(middle_NH, inverse).to(spec.dtype)
+        gate, gate_low = spec.gate.forward(normed)
+        up, up_low = spec.up.forward(normed)
+        mlp, down_low = spec.down.forward(F.silu(gate).mul_(up))
+        lows = (out_low, gate_low, up_low, down_low)
+        ctx.spec, ctx.lows = spec, [len(low) for low in lows]
+        ctx.save_for_backward(attended, middle_NH, inverse, gate, up, *(part for low in lows for part in low))
+        return middle_NH + mlp
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
+        spec: BlockSpec = ctx.spec
+        saved, needs = iter(ctx.saved_tensors), iter(ctx.needs_input_grad[3:])
+        attended, middle_NH, inverse, gate, up = (next(saved) for _ in range(5))
+        lows = [[next(saved) for _ in range(count)] for count in ctx.lows]
+        for_norm = next(needs)
+        own = [tuple(next(needs) for _ in range(linear.count)) for linear in (spec.out, spec.gate, spec.up, spec.down)]
+        activated = F.silu(gate)
+        grad_low = grad_NH.to(spec.dtype)
+        grad_product = torch.empty_like(gate)
+        down_grads = spec.down.backward(activated * up, lows[3], grad_low, own[3], grad_product, 0)
+        grad_up = activated.mul_(grad_product)
+        grad_gate = torch.ops.aten.silu_backward(grad_product.mul_(up), gate)
+        normed = spec.before_mlp.forward(middle_NH, inverse).to(spec.dtype)
+        grad_normed = torch.empty_like(normed)
+        gate_grads = spec.gate.backward(normed, lows[1], grad_gate, own[1], grad_normed, 0)
+        up_grads = spec.up.backward(normed, lows[2], grad_up, own[2], grad_normed, 1)
+        through_norm, of_weight = spec.before_mlp.backward(middle_NH, inverse, grad_normed, for_norm)
+        grad_middle = through_norm.add_(grad_NH)
+        grad_attended = torch.empty_like(attended)
+        out_grads = spec.out.backward(attended, lows[0], grad_middle.to(spec.dtype), own[0], grad_attended, 0)
+        return (
+            grad_middle.to(middle_NH.dtype), grad_attended, None, of_weight,
+            *out_grads, *gate_grads, *up_grads, *down_grads,
+        )  # fmt: skip
+
+
+class _Normed(torch.autograd.Function):
+    """A norm of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, norm: Norm, weight: Tensor) -> Tensor:
+        inverse = norm.inverse(hidden)
+        ctx.norm = norm
+        ctx.save_for_backward(hidden, inverse)
+        return norm.forward(hidden, inverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        hidden, inverse = ctx.saved_tensors
+        grad_hidden, of_weight = ctx.norm.backward(hidden, inverse, grad, ctx.needs_input_grad[2])
+        return grad_hidden.to(hidden.dtype), None, of_weight
+
+
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _product(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
+    """A parameter's gradient, in its type."""
+    return (left @ right).to(like.dtype)
