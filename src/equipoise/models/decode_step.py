@@ -6,16 +6,16 @@ product lays its weight out anew. What is built here holds a copy of the weights
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from equipoise.models.grouped_cache import GroupedCache, attend
+from equipoise.models.machine import memory_bytes
 from equipoise.models.policy_module import PolicyModule
 from equipoise.models.products import NotPlain, Product, is_packable
-from equipoise.models.usual_block import Norm, Rotation, check_usual
+from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual
 
 MEMORY_SHARE = 0.25  # of the machine's memory that the copied weights may take
 
@@ -68,7 +68,7 @@ class _Block:
             Norm.of(layer.input_layernorm),
             Norm.of(layer.post_attention_layernorm),
         )
-        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        norms = [getattr(attention, name, None) for name in HEAD_NORMS]
         self._query_norm, self._key_norm = (None if norm is None else Norm.of(norm) for norm in norms)
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         widths = [projection.out_features // self._head_width for projection in projections]
@@ -102,6 +102,11 @@ class _Block:
         return attend(queries_BKRD, keys_BKTD, values_BKTD, layer).flatten(1)
 
 
+def most_copied() -> float:
+    """Bytes that laid out weights may take: more is left to the model's own layers."""
+    return MEMORY_SHARE * memory_bytes()
+
+
 def product_dtype(module: PolicyModule) -> torch.dtype:
     """What the model's matrix products run in: bfloat16 under autocast, else the weights' type."""
     dtype = module.causal.get_input_embeddings().weight.dtype
@@ -114,10 +119,9 @@ def _check(module: PolicyModule) -> None:
     check_usual(causal)
     if not module.projects:
         raise NotPlain("its logits are not its head's")
-    weight = causal.get_input_embeddings().weight
-    if not is_packable(weight) and weight.dtype != torch.float64:
-        raise NotPlain(f"its products in {weight.dtype} on {weight.device.type} gain nothing")
-    size = torch.finfo(product_dtype(module)).bits // 8
-    copied = size * sum(parameter.numel() for parameter in causal.parameters())
-    if copied > MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+    device, dtype = causal.get_input_embeddings().weight.device, product_dtype(module)
+    if not is_packable(dtype, device) and dtype != torch.float64:
+        raise NotPlain(f"its products in {dtype} on {device.type} gain nothing")
+    copied = torch.finfo(dtype).bits // 8 * sum(parameter.numel() for parameter in causal.parameters())
+    if copied > most_copied():
         raise NotPlain(f"a copy of its weights ({copied / 2**30:.1f} GiB) is too much for this machine's memory")

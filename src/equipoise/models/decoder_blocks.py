@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from equipoise.models.packed_attention import attend_packed
 from equipoise.models.packing import Packing
 from equipoise.models.products import LinearParts, NotPlain
-from equipoise.models.usual_block import Norm, Rotation, check_usual
+from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual
 
 Grads = list[Tensor | None]
 
@@ -123,7 +123,7 @@ class BlockSpec:
         def linear(part: nn.Module) -> Linear:
             return Linear(LinearParts.of(part), dtype)
 
-        norms = [Norm.of(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+        norms = [Norm.of(getattr(attention, name)) for name in HEAD_NORMS if hasattr(attention, name)]
         return cls(
             Norm.of(layer.input_layernorm),
             (linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)),
@@ -155,7 +155,9 @@ class _Enter(torch.autograd.Function):
     """Queries, keys and values [N, heads, D] of the hidden states, rotated."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, spec: BlockSpec, rotation: Rotation, *_: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, hidden_NH: Tensor, spec: BlockSpec, rotation: Rotation, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
         inverse = spec.before_attention.inverse(hidden_NH)
         normed = spec.before_attention.forward(hidden_NH, inverse).to(spec.dtype)
         kept, lows, found = [hidden_NH, inverse], [], []
@@ -173,7 +175,7 @@ class _Enter(torch.autograd.Function):
                 heads = rotation.forward(heads)
             found.append(heads)
         ctx.spec, ctx.rotation, ctx.lows = spec, rotation, lows
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*kept, *parameters)  # these so that torch notices if they change meanwhile
         return tuple(found)
 
     @staticmethod
@@ -208,7 +210,7 @@ class _Leave(torch.autograd.Function):
     """The block's output: residual sums over the output projection and the gated MLP."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, attended: Tensor, spec: BlockSpec, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_NH: Tensor, attended: Tensor, spec: BlockSpec, *parameters: Tensor) -> Tensor:
         attended = attended.to(spec.dtype)
         projected, out_low = spec.out.forward(attended)
         middle_NH = hidden_NH + projected
@@ -219,7 +221,8 @@ class _Leave(torch.autograd.Function):
         mlp, down_low = spec.down.forward(F.silu(gate).mul_(up))
         lows = (out_low, gate_low, up_low, down_low)
         ctx.spec, ctx.lows = spec, [len(low) for low in lows]
-        ctx.save_for_backward(attended, middle_NH, inverse, gate, up, *(part for low in lows for part in low))
+        kept = (attended, middle_NH, inverse, gate, up, *(part for low in lows for part in low))
+        ctx.save_for_backward(*kept, *parameters)
         return middle_NH + mlp
 
     @staticmethod
@@ -258,13 +261,13 @@ class _Normed(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, norm: Norm, weight: Tensor) -> Tensor:
         inverse = norm.inverse(hidden)
         ctx.norm = norm
-        ctx.save_for_backward(hidden, inverse)
+        ctx.save_for_backward(hidden, inverse, weight)
         return norm.forward(hidden, inverse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
-        hidden, inverse = ctx.saved_tensors
+        hidden, inverse, _ = ctx.saved_tensors
         grad_hidden, of_weight = ctx.norm.backward(hidden, inverse, grad, ctx.needs_input_grad[2])
         return grad_hidden.to(hidden.dtype), None, of_weight
 

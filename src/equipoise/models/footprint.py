@@ -20,10 +20,11 @@ from torch import nn
 
 from equipoise.config import ModelConfig
 from equipoise.errors import ConfigError
+from equipoise.models.decode_step import most_copied
 from equipoise.models.decoder_blocks import block_specs
 from equipoise.models.flops import FlopCounter
 from equipoise.models.loading import is_adapter, resolve_precision
-from equipoise.models.policy_module import PROJECTION_CHUNK, PROJECTION_NUMBERS
+from equipoise.models.policy_module import PROJECTION_CHUNK, PROJECTION_NUMBERS, UNFIT
 from equipoise.models.products import NotPlain
 
 Terms = dict[str, float]  # bytes by what they are for
@@ -55,6 +56,7 @@ class Network:
     low: bool  # matrix products in bfloat16
     adapted: bool  # adapters on frozen weights
     checkpointing: bool
+    head_norms: bool  # queries and keys are normed, head by head
     usual: bool  # its blocks are those of `decoder_blocks` and `decode_step`, and it runs on a CPU
     flops: FlopCounter
 
@@ -241,6 +243,7 @@ def _network(model: Any, model_config: Any, *, low: bool, adapted: bool, checkpo
         low=low,
         adapted=adapted,
         checkpointing=checkpointing,
+        head_norms=any(name.endswith("q_norm") for name, _ in base.named_modules()),
         usual=head is not None and _is_usual(base),
         flops=_flop_counter(base, head),
     )
@@ -249,7 +252,7 @@ def _network(model: Any, model_config: Any, *, low: bool, adapted: bool, checkpo
 def _is_usual(base: Any) -> bool:
     try:
         block_specs(base, torch.float32)
-    except NotPlain:
+    except (NotPlain, *UNFIT):
         return False
     return True
 
@@ -326,6 +329,7 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
     kept = tokens * (norms + inputs + item * net.ranks + attention + feed_forward)
     if net.usual:
         stream = 2 * (net.residual * net.hidden + SINGLE)
+        stream += net.head_norms * (item * (net.queries + net.keys) + SINGLE * (net.heads + net.key_heads))
         kept = tokens * (stream + item * (net.queries + 2 * net.feed_forward + net.ranks) + attention)
     kept += seen * 2 * net.keys * batch.branches * batch.length
     if net.low and on_gpu:
@@ -422,9 +426,8 @@ def sampling_terms(net: Network, batch: Batch) -> Terms:
     if net.usual:
         pair = net.layers * net.keys * 2 * SINGLE
     looked_up = 0 if net.tied else net.table  # the embedding alone is not multiplied by
-    copies: Terms = (
-        {"weights laid out": float(net.product * (net.frozen + net.trained - looked_up))} if net.usual else {}
-    )
+    laid_out = float(net.product * (net.frozen + net.trained - looked_up))
+    copies: Terms = {"weights laid out": laid_out} if net.usual and laid_out <= most_copied() else {}
     prompts = float(pair * batch.prompts * batch.prompt_tokens)
     prefill = working_set(net, batch.prompts * batch.prompt_tokens)
     tables = (3.0 * SINGLE + HALF * net.low) * batch.rows * net.vocabulary

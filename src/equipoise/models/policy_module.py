@@ -28,6 +28,8 @@ from equipoise.models.products import NotPlain
 
 logger = logging.getLogger(__name__)
 
+# What a model whose layers do not take our attention, or are not what their names say, may raise in a probe.
+UNFIT = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 PROJECTION_CHUNK = 1024  # positions projected onto the vocabulary at once: chunk x V is the largest temporary
 PROJECTION_NUMBERS = 2**25  # chunk x V is at most this, or 64 x V: 128 MiB in float32
 
@@ -79,6 +81,7 @@ class PolicyModule(nn.Module):
                 f"{type(self.causal).__name__}: no value head fits a model whose logits Equipoise cannot rebuild from "
                 "its hidden states; use a critic of its own, or GRPO"
             )
+        self._said: set[str] = set()
         self._own_blocks = False  # True: packed rows go through hand-written blocks, not through the model's layers
         self._longest_packed = self._check_packing()  # tokens of a sequence; 0: this architecture is never packed
 
@@ -188,12 +191,16 @@ class PolicyModule(nn.Module):
 
     def _check_own_blocks(self, ids_BL: Tensor, mask_BL: Tensor) -> None:
         """Whether packed rows may go through hand-written blocks, on the same probe."""
+        if ids_BL.device.type != "cpu":
+            return  # not tried on a GPU
         try:
             block_specs(self.causal, torch.float32)
             self._own_blocks = True
             fault = self._packing_fault(ids_BL, mask_BL)
         except NotPlain as error:
             fault = str(error)
+        except UNFIT as error:
+            fault = f"{type(error).__name__}: {error}"
         if fault is not None:
             self._own_blocks = False
             logger.info("%s: rows are scored by the model's own layers: %s", type(self.causal).__name__, fault)
@@ -204,7 +211,7 @@ class PolicyModule(nn.Module):
         try:
             padded = self.hidden_states(ids_BL, mask_BL)[mask_BL].float()
             ours = self._hidden_of(pack(ids_BL, mask_BL, 2))[mask_BL].float()
-        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
+        except UNFIT as error:
             return f"{type(error).__name__}: {error}"
         # Root mean squares: among many rounded numbers the largest difference grows with their number.
         allowed = 5e-2 if next(self._backbone.parameters()).dtype in (torch.bfloat16, torch.float16) else 1e-4
@@ -230,11 +237,11 @@ class PolicyModule(nn.Module):
 
     def _packed_hidden(self, packing: Packing) -> Tensor:
         """Last hidden states [N, H] of the packed tokens."""
-        if self._own_blocks and packing.ids_1N.device.type == "cpu":  # not tried on a GPU
+        if self._own_blocks and packing.ids_1N.device.type == "cpu":
             try:
                 specs = block_specs(self.causal, _product_dtype(self.causal.get_input_embeddings().weight))
-            except NotPlain:  # what the model is asked for may change: checkpointing, hooks of a wrapper
-                pass
+            except (NotPlain, *UNFIT) as error:  # a model may change after it was tried: hooks of a wrapper, a merge
+                self._say_own_layers(str(error))
             else:
                 return packed_hidden(self.causal, specs, packing)
         # A mask of four dimensions is taken as it is, so that none is built for N x N pairs.
@@ -246,6 +253,11 @@ class PolicyModule(nn.Module):
             use_cache=False,
             packing=packing,
         ).last_hidden_state[0]
+
+    def _say_own_layers(self, why: str) -> None:
+        if why not in self._said:
+            self._said.add(why)
+            logger.warning("%s: rows go through the model's own layers now: %s", type(self.causal).__name__, why)
 
     def forward(
         self,

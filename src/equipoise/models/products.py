@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 
 class NotPlain(Exception):
@@ -47,7 +46,8 @@ class LinearParts:
         if type(layer) is not nn.Linear:
             raise NotPlain(f"it has a {type(layer).__name__} for a linear layer")
         found = cls(layer.weight, layer.bias, updates)
-        if any(isinstance(tensor, DTensor) or not tensor.is_floating_point() for tensor in found.tensors()):
+        # Shards and quantised weights are classes of their own, or integers.
+        if any(type(t) not in (Tensor, nn.Parameter) or not t.is_floating_point() for t in found.tensors()):
             raise NotPlain("its weights are sharded or quantised")
         return found
 
@@ -62,10 +62,10 @@ def _active_updates(layer: Any) -> tuple[LowRank, ...]:
 
     if type(layer) is not LoraLinear:
         raise NotPlain(f"it has a {type(layer).__name__} of peft")
+    if layer.merged:  # before the next: peft takes the adapter out of the weights when one that is off is called
+        raise NotPlain("its adapter is merged")
     if layer.disable_adapters:
         return ()
-    if layer.merged:
-        raise NotPlain("its adapter is merged")
     found = []
     for name in layer.active_adapters:
         if name not in layer.lora_A:
@@ -128,7 +128,11 @@ class Multiplier:
     """Multiplies by one weight, [N, I] to [N, O]; the weight is copied where that is faster."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> None:
-        self._weight, self._bias_O, self._is_packed = weight_OI.detach(), bias_O, is_packable(weight_OI)
+        self._weight, self._bias_O, self._is_packed = (
+            weight_OI.detach(),
+            bias_O,
+            is_packable(weight_OI.dtype, weight_OI.device),
+        )
         if self._is_packed:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous())
 
@@ -145,13 +149,15 @@ class Multiplier:
         return torch.addmm(other_NO, rows_NI, self._weight.t())
 
 
-def is_packable(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies by this weight: decided by machine and type alone, so that a resumed run agrees."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def is_packable(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN multiplies weights of this type. Machine and type alone decide, so that a resumed run agrees."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    operations = getattr(torch.ops, "mkldnn", None)
-    if not all(hasattr(operations, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if not all(hasattr(torch.ops.mkldnn, name) for name in names):
         return False
-    if weight.dtype == torch.bfloat16:
+    if not hasattr(torch.ops.mkldnn._linear_pointwise, "binary"):
+        return False
+    if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    return dtype == torch.float32

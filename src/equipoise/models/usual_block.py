@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from equipoise.functional.masking import at_least_float32
 from equipoise.models.products import NotPlain
 
+HEAD_NORMS = ("q_norm", "k_norm")  # of attention, where an architecture has them
 CALLED = ("embed_tokens", "rotary_emb")
 BLOCKS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 
@@ -40,12 +41,30 @@ def check_usual(causal: Any) -> None:
         raise NotPlain("it does not use all of its layers")
     if type(backbone.embed_tokens) is not nn.Embedding:
         raise NotPlain(f"its tokens are embedded by a {type(backbone.embed_tokens).__name__}")
+    for layer in layers:
+        _check_parts(layer)
+    if type(backbone.norm).__module__ != type(backbone).__module__:
+        raise NotPlain(f"its last norm is a {type(backbone.norm).__name__} of {type(backbone.norm).__module__}")
     called = [getattr(backbone, name) for name in CALLED]
     for name, part in causal.named_modules():
-        if part in called:
-            continue
-        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+        if part not in called and _does_more(part):
             raise NotPlain(f"{name or type(causal).__name__} has hooks, or a forward of its own")
+
+
+def _check_parts(layer: Any) -> None:
+    """Attention, MLP and norms are those that transformers has for this layer, and drop nothing."""
+    parts = [layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm]
+    parts += [getattr(layer.self_attn, name) for name in HEAD_NORMS if hasattr(layer.self_attn, name)]
+    for part in parts:
+        if type(part).__module__ != type(layer).__module__:
+            raise NotPlain(f"its layers have a {type(part).__name__} of {type(part).__module__}")
+    if getattr(layer.self_attn, "attention_dropout", 0.0):
+        raise NotPlain("its attention has dropout")
+
+
+def _does_more(part: nn.Module) -> bool:
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(part)
 
 
 @dataclass(frozen=True)

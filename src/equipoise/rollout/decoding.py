@@ -18,15 +18,13 @@ from equipoise.data import pad_left
 from equipoise.models.decode_step import DecodeStep
 from equipoise.models.grouped_cache import GroupedCache, groups_share_prompts
 from equipoise.models.policy import Policy
+from equipoise.models.policy_module import UNFIT
 from equipoise.models.products import NotPlain
 
 logger = logging.getLogger(__name__)
 
 # Of logits, relative to their range; coarser types: 5e-2. transformers takes norms in float32 in a float64 model too.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
-
-# What a model whose layers do not take our cache or attention may raise in the probe.
-UNFIT = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 _announced: set[str] = set()
 
@@ -165,21 +163,31 @@ def make_batch(policy: Policy, group_size: int, most_tokens: int, longest_prompt
 
 def _own_step(policy: Policy) -> DecodeStep | None:
     """A decode step without the model's own layers; None where this model is not the usual one."""
+    known = _faults(policy)
+    if known.get("step") is not None:
+        return None
     try:
         step = DecodeStep(policy.module)
         reason = _probed(policy, "step", lambda: GroupedBatch(policy, 2, 4, step))
-    except NotPlain as error:
-        reason = str(error)
+    except NotPlain as error:  # of the model as it is now: an adapter may be merged for a while
+        step, reason = None, str(error)
+    except UNFIT as error:
+        reason = known["step"] = f"{type(error).__name__}: {error}"
     if reason is None:
         return step
     logger.info("%s decodes through its own layers: %s", type(policy.module.causal).__name__, reason)
     return None
 
 
+def _faults(policy: Policy) -> dict[str, str | None]:
+    """What was found out about this policy's ways to decode."""
+    return vars(policy.module).setdefault("_decoding_faults", {})
+
+
 def _probed(policy: Policy, what: str, batch: Callable[[], Batch]) -> str | None:
     """Compare a batch with the model's own cache once per policy on a few tokens: an attention or a layer that does
     more than we know would go wrong silently. None where they agree, else how they do not."""
-    found: dict[str, str | None] = vars(policy.module).setdefault("_decoding_faults", {})
+    found = _faults(policy)
     if what not in found:
         found[what] = _difference(policy, batch)
     return found[what]

@@ -165,6 +165,45 @@ def test_a_layer_that_looks_usual_and_is_not_is_found(tmp_path: Path, monkeypatc
     assert decoding._own_step(policy) is None, "tried once"
 
 
+def test_parts_that_are_not_the_architectures_own_are_respected(tmp_path: Path) -> None:
+    policy = toy(tmp_path / "model")
+    backbone = policy.module.causal.base_model
+    norm, backbone.norm = backbone.norm, torch.nn.RMSNorm(32)
+    with pytest.raises(NotPlain, match="its last norm is a RMSNorm of torch"):
+        DecodeStep(policy.module)
+    assert decoding._own_step(policy) is None, "said, not raised"
+    backbone.norm = norm
+    layer = backbone.layers[0]
+    mlp, layer.mlp = layer.mlp, torch.nn.Identity()
+    with pytest.raises(NotPlain, match="its layers have a Identity of torch"):
+        DecodeStep(policy.module)
+    layer.mlp = mlp
+    layer.self_attn.attention_dropout = 0.1
+    with pytest.raises(NotPlain, match="its attention has dropout"):
+        DecodeStep(policy.module)
+    layer.self_attn.attention_dropout = 0.0
+    handle = layer.mlp.register_full_backward_hook(lambda *_: None)
+    with pytest.raises(NotPlain, match="has hooks"):
+        DecodeStep(policy.module)
+    handle.remove()
+    assert decoding._own_step(policy) is not None
+
+
+def test_a_step_that_cannot_be_built_is_left_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = toy(tmp_path / "model")
+
+    def broken(*_: Any) -> None:
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(decode_step, "Product", broken)
+    with caplog.at_level(logging.INFO):
+        assert decoding._own_step(policy) is None
+    assert "AttributeError: no such operation" in caplog.text
+    generate(policy, ["help me"], 2, SamplingConfig(max_tokens=4))
+
+
 def test_a_copy_that_does_not_fit_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = toy(tmp_path / "model")
     monkeypatch.setattr(decode_step, "MEMORY_SHARE", 1e-9)

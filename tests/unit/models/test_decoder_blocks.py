@@ -229,14 +229,15 @@ def test_what_is_not_the_usual_block_goes_through_its_own_layers(caplog: pytest.
     assert not PolicyModule(AutoModelForCausalLM.from_config(toy_config("gpt2")))._own_blocks
 
 
-def test_hooks_that_come_later_are_respected() -> None:
+def test_hooks_that_come_later_are_respected_and_said(caplog: pytest.LogCaptureFixture) -> None:
     module, rollout = make("llama"), rollout_of()
     seen: list[int] = []
     handle = module.causal.model.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
     with pytest.raises(NotPlain, match=r"layers\.0\.mlp has hooks"):
         block_specs(module.causal, torch.float64)
     hooked, _ = results(module, True, rollout)
-    assert seen
+    results(module, True, rollout)
+    assert seen and caplog.text.count("rows go through the model's own layers now: model.layers.0.mlp has hooks") == 1
     handle.remove()
     seen.clear()
     plain, _ = results(module, True, rollout)
@@ -256,3 +257,12 @@ def test_an_adapter_that_is_off_is_not_applied() -> None:
         module._own_blocks = False
         torch.testing.assert_close(off, completion_logprobs(module, rollout), rtol=0, atol=1e-12)
     assert float((on - off).abs().max()) > 1e-3
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_noticed() -> None:
+    module, rollout = make("llama"), rollout_of()
+    loss = completion_logprobs(module, rollout).sum()
+    with torch.no_grad():
+        module.causal.model.layers[1].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
