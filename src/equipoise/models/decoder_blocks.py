@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from equipoise.models.packed_attention import attend_packed
 from equipoise.models.packing import Packing
-from equipoise.models.products import LinearParts, NotPlain
+from equipoise.models.products import LinearParts, NotPlain, multiplied
 from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual
 
 Grads = list[Tensor | None]
@@ -61,16 +61,17 @@ class Linear:
 
     @property
     def count(self) -> int:
+        """How many parameters it has."""
         return len(self.parts.tensors())
 
     def forward(self, inputs_NI: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`x W^T + b + sum s x A^T B^T` [N, O] in `dtype`, and the `x A^T` [N, R] of every update."""
         parts = self.parts
-        found = F.linear(inputs_NI, parts.weight_OI.to(self.dtype), _to(parts.bias_O, self.dtype))
+        found = multiplied(inputs_NI, parts.weight_OI.to(self.dtype), _to(parts.bias_O, self.dtype))
         lows = []
         for update in parts.updates:
-            lows.append(F.linear(inputs_NI, update.a_RI.to(self.dtype)))
-            found = found.addmm_(lows[-1], update.b_OR.to(self.dtype).t(), alpha=update.scaling)
+            lows.append(multiplied(inputs_NI, update.a_RI.to(self.dtype)))
+            found = multiplied(lows[-1], (update.b_OR * update.scaling).to(self.dtype), plus=found)
         return found, lows
 
     def backward(
@@ -79,23 +80,21 @@ class Linear:
         lows: list[Tensor],
         grad_NO: Tensor,
         needs: tuple[bool, ...],
-        grad_NI: Tensor,
-        beta: int,
-    ) -> Grads:
-        """Gradients of `parts.tensors()` where `needs` says so; that of the inputs is added to `grad_NI` times `beta`,
-        where 0 takes nothing from it."""
+        plus: Tensor | None = None,
+    ) -> tuple[Tensor, Grads]:
+        """The gradient of the inputs, added to `plus`, and those of `parts.tensors()` where `needs` says so."""
         parts, wanted = self.parts, iter(needs)
+        grad_NI = multiplied(grad_NO, parts.weight_OI.to(self.dtype).t(), plus=plus)
         grads: Grads = [_product(grad_NO.t(), inputs_NI, parts.weight_OI) if next(wanted) else None]
-        grad_NI.addmm_(grad_NO, parts.weight_OI.to(self.dtype), beta=beta)
         if parts.bias_O is not None:
             grads.append(grad_NO.sum(0, dtype=parts.bias_O.dtype) if next(wanted) else None)
         for update, low_NR in zip(parts.updates, lows, strict=True):
             for_a, for_b = next(wanted), next(wanted)
-            grad_NR = (grad_NO @ update.b_OR.to(self.dtype)).mul_(update.scaling)
+            grad_NR = multiplied(grad_NO, (update.b_OR * update.scaling).to(self.dtype).t())
             grads.append(_product(grad_NR.t(), inputs_NI, update.a_RI) if for_a else None)
             grads.append(_product(grad_NO.t(), low_NR * update.scaling, update.b_OR) if for_b else None)
-            grad_NI.addmm_(grad_NR, update.a_RI.to(self.dtype))
-        return grads
+            grad_NI = multiplied(grad_NR, update.a_RI.to(self.dtype).t(), plus=grad_NI)
+        return grad_NI, grads
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class _Enter(torch.autograd.Function):
         hidden_NH, inverse = next(saved), next(saved)
         normed = spec.before_attention.forward(hidden_NH, inverse).to(spec.dtype)
         needs_norms = [next(needs) for _ in range(1 if spec.head_norms is None else 3)]
-        grad_normed = torch.empty_like(normed)
+        grad_normed: Tensor | None = None
         norm_grads: Grads = []
         linear_grads: Grads = []
         for number, linear in enumerate(spec.projections):
@@ -199,9 +198,9 @@ class _Enter(torch.autograd.Function):
                     grad, of_weight = spec.head_norms[number].backward(before, of_heads, grad, needs_norms[1 + number])
                     norm_grads.append(of_weight)
             own = tuple(next(needs) for _ in range(linear.count))
-            linear_grads += linear.backward(
-                normed, low, grad.flatten(1).to(spec.dtype), own, grad_normed, int(number > 0)
-            )
+            grad_normed, of_linear = linear.backward(normed, low, grad.flatten(1).to(spec.dtype), own, grad_normed)
+            linear_grads += of_linear
+        assert grad_normed is not None
         grad_hidden, of_weight = spec.before_attention.backward(hidden_NH, inverse, grad_normed, needs_norms[0])
         return grad_hidden.to(hidden_NH.dtype), None, None, of_weight, *norm_grads, *linear_grads
 
@@ -235,19 +234,15 @@ class _Leave(torch.autograd.Function):
         for_norm = next(needs)
         own = [tuple(next(needs) for _ in range(linear.count)) for linear in (spec.out, spec.gate, spec.up, spec.down)]
         activated = F.silu(gate)
-        grad_low = grad_NH.to(spec.dtype)
-        grad_product = torch.empty_like(gate)
-        down_grads = spec.down.backward(activated * up, lows[3], grad_low, own[3], grad_product, 0)
+        grad_product, down_grads = spec.down.backward(activated * up, lows[3], grad_NH.to(spec.dtype), own[3])
         grad_up = activated.mul_(grad_product)
         grad_gate = torch.ops.aten.silu_backward(grad_product.mul_(up), gate)
         normed = spec.before_mlp.forward(middle_NH, inverse).to(spec.dtype)
-        grad_normed = torch.empty_like(normed)
-        gate_grads = spec.gate.backward(normed, lows[1], grad_gate, own[1], grad_normed, 0)
-        up_grads = spec.up.backward(normed, lows[2], grad_up, own[2], grad_normed, 1)
+        grad_normed, gate_grads = spec.gate.backward(normed, lows[1], grad_gate, own[1])
+        grad_normed, up_grads = spec.up.backward(normed, lows[2], grad_up, own[2], grad_normed)
         through_norm, of_weight = spec.before_mlp.backward(middle_NH, inverse, grad_normed, for_norm)
         grad_middle = through_norm.add_(grad_NH)
-        grad_attended = torch.empty_like(attended)
-        out_grads = spec.out.backward(attended, lows[0], grad_middle.to(spec.dtype), own[0], grad_attended, 0)
+        grad_attended, out_grads = spec.out.backward(attended, lows[0], grad_middle.to(spec.dtype), own[0])
         return (
             grad_middle.to(middle_NH.dtype), grad_attended, None, of_weight,
             *out_grads, *gate_grads, *up_grads, *down_grads,
