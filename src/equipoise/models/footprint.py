@@ -355,11 +355,13 @@ def activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> float:
 def working_set(net: Network, tokens: float, *, adapters: bool = True) -> float:
     """Bytes of one layer at work on so many tokens, forward or backward: its feed-forward part is the widest.
 
-    Three buffers of width I; adapters under bfloat16 read their input in float32 and again in bfloat16 instead, where
-    the block is not the usual one.
+    Three buffers of width I; adapters under bfloat16 read their input in float32 and again in bfloat16 instead. The
+    usual block's backward pass has six: the activation, its product, gradients of that and of both halves, and what one
+    matrix product lays out.
     """
-    twice = net.low and net.adapted and adapters and not net.usual
-    buffers = SINGLE + 2 * HALF if twice else 3 * net.product
+    buffers = SINGLE + 2 * HALF if net.low and net.adapted and adapters else 3 * net.product
+    if net.usual:
+        buffers = 6 * net.product
     return tokens * (buffers * net.feed_forward + (2 * net.residual + SINGLE) * net.hidden)
 
 

@@ -15,6 +15,7 @@ from equipoise.models.footprint import Batch, Network, Terms, update_terms
 
 KEPT = 0.3  # of an update's activations: 0.2 to 0.4 in eight runs of three sizes
 KEPT_ADAPTED = 0.8  # likewise under adapters: 0.82 in one run
+KEPT_USUAL = 0.8  # likewise of the blocks by hand: 0.6 and 1.0 in runs of two sizes
 ALWAYS_RETURNED = 2**25  # bytes of a block from which glibc never keeps it
 KEPT_TERM = "freed, kept by the C library"
 
@@ -27,7 +28,7 @@ def training_terms(net: Network, batch: Batch, passes: int, *, projects: bool = 
     terms = update_terms(net, batch, passes, projects=projects, on_gpu=on_gpu)
     widest = net.product * net.feed_forward * batch.tokens
     keeps = not on_gpu and _glibc_keeps() and widest < ALWAYS_RETURNED
-    share = KEPT_ADAPTED if net.adapted else KEPT
+    share = KEPT_USUAL if net.usual else KEPT_ADAPTED if net.adapted else KEPT
     return {**terms, KEPT_TERM: share * terms["activations"] if keeps else 0.0}
 
 
