@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from benchmarks import objectives
+from benchmarks.comparison import BY_HAND
 from benchmarks.objectives_constraint import ALLOWED, constraint_lines, constraints_of, title
 from benchmarks.objectives_methods import EQUAL, methods_of, weighting_lines
 from tests.report_toys import ASPECTS, edit, write_json
@@ -204,7 +205,7 @@ def test_the_page_keeps_what_was_written_by_hand(
     objectives.main()
     page = out / "objectives.md"
     text = page.read_text()
-    assert text.endswith(f"{objectives.BY_HAND}\n") and "## A constraint" in text and "### 1m, equal weights" in text
+    assert text.endswith(f"{BY_HAND}\n") and "## A constraint" in text and "### 1m, equal weights" in text
     assert "### 1m, GRPO: safety on adversarial prompts at least 0.8, margin 0.1" in text
     assert set(json.loads((out / "objectives.json").read_text())) == {"methods", "constraint"}
     page.write_text(text + "\n## What it says\n\nNothing.\n")
