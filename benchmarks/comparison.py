@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="where comparison.md and comparison.json go")
     arguments = parser.parse_args()
     study = read_study(arguments.study)
-    page = arguments.out / "comparison.md"
-    write_page(page, lines_of(study))
+    page, results = arguments.out / "comparison.md", arguments.out / "comparison.json"
+    here = {size.name for size in study.compared}
+    kept = {name: lines for name, lines in sections_of(page).items() if name not in here}
+    write_page(page, lines_of(study, kept))
+    before = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     found = {size.name: compact(arguments.study / size.name / "comparison.json") for size in study.compared}
-    write_json(arguments.out / "comparison.json", found)
+    write_json(results, {name: values for name, values in before.items() if name in kept} | found)
     print(page)
+
+
+def sections_of(page: Path) -> dict[str, list[str]]:
+    """The sections of a page that this script wrote, by the size's name: sizes may be run apart, in studies of
+    their own."""
+    text = page.read_text(encoding="utf-8").partition(BY_HAND)[0] if page.is_file() else ""
+    found: dict[str, list[str]] = {}
+    for part in ("\n" + text).split("\n## ")[1:]:
+        name, *lines = part.rstrip().splitlines()
+        found[name] = lines
+    return found
 
 
 def write_page(page: Path, lines: Sequence[str]) -> None:
@@ -61,8 +76,9 @@ def compact(path: Path) -> dict[str, Any]:
     return values
 
 
-def lines_of(study: StudyData) -> list[str]:
-    """The page, without remarks."""
+def lines_of(study: StudyData, kept: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """The page, without remarks; `kept` are sections of sizes that this study has not run."""
+    kept = kept or {}
     recipe = study.study.recipe
     budget = ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in recipe.get("budget", {}).items() if v is not None)
     lines = [
@@ -86,8 +102,12 @@ def lines_of(study: StudyData) -> list[str]:
         "the clock in the same (of DPO: updates only); of the clock in all, loading and evaluations too. Methods ran",
         "two at a time on one thread each, beside other work: processor seconds are the fairer measure.",
     ]
-    if study.missing:
-        lines += ["", "Missing: " + "; ".join(study.missing) + "."]
+    if missing := [what for what in study.missing if re.split("[,:]", what)[0] not in kept]:
+        lines += ["", "Missing: " + "; ".join(missing) + "."]
+    if kept:
+        lines += ["", f"The time is that of the last size run; {' and '.join(kept)} ran apart, before it."]
+    for name, section in kept.items():
+        lines += ["", f"## {name}", *section]
     for size in study.compared:
         lines += ["", f"## {size.name}", "", *size_lines(size)]
     return lines
