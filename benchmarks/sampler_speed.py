@@ -4,8 +4,8 @@
 
 `copied, all stay`: the model's own cache, a copy of the prompt's for every completion; a row that has ended is computed
 until the last one ends. `copied`: such rows leave. `shared`: a prompt's keys and values once for its group. `shared,
-joining`: and waiting groups take the places of those that have left, which is how `generate` runs. Completions end at
-random, a fortieth of the vocabulary being ends, so that lengths are geometric. All ways give the same tokens in
+joining`: and waiting groups take the places of those that have left. `own step`: and a token does not go through the
+model's own layers, which is how `generate` runs. Completions end at random, a fortieth of the vocabulary being ends, so that lengths are geometric. All ways give the same tokens in
 exact arithmetic; the share that did here is printed. Ratios are taken within an alternation; median and quartiles.
 """
 
@@ -32,7 +32,7 @@ from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout import decoding, sampler
 from equipoise.rollout.types import Rollout
 
-WAYS = ("copied, all stay", "copied", "shared", "shared, joining")
+WAYS = ("copied, all stay", "copied", "shared", "shared, joining", "own step")
 PLAIN = WAYS[0]
 ENDS = 40  # one id in so many ends a completion
 WORKLOADS = {
@@ -63,6 +63,8 @@ def runner(policy: Policy, shape: Shape, way: str) -> Callable[[int], Rollout]:
                 changes.enter_context(patch.object(decoding, "groups_share_prompts", copied))
             if way == PLAIN:
                 changes.enter_context(patch.object(sampler, "COMPACT_BELOW", 0.0))
+            if way != "own step":
+                changes.enter_context(patch.object(decoding, "_own_step", lambda _: None))
             if way == "shared":
                 changes.enter_context(patch.object(decoding.GroupedBatch, "joins", False))
             at_once = max(shape.group, shape.completions // 4)

@@ -4,7 +4,8 @@
 
 `padded, autograd`: rows padded, the projection by autograd with chunks computed again. `padded`: the hand-written
 projection alone. `group rows`: a prompt and its completions as one padded row under a block-causal mask. `packed`:
-what `score_tokens` does. Every alternation runs each of them once; ratios are taken within an alternation, and their
+rows without padding through the model's own layers. `by hand`: through hand-written blocks, which is what `score_tokens`
+does. Every alternation runs each of them once; ratios are taken within an alternation, and their
 median and quartiles are given, because a shared machine drifts between alternations.
 """
 
@@ -31,7 +32,7 @@ from equipoise.sandbox.models import SIZES, model_config
 PROMPTS, GROUP = 16, 8
 PROMPT_TOKENS, COMPLETION_TOKENS = (30, 60), (5, 80)
 OLD = "padded, autograd"
-WAYS = (OLD, "padded", "group rows", "packed")
+WAYS = (OLD, "padded", "group rows", "packed", "by hand")
 
 
 def build(name: str) -> PolicyModule:
@@ -102,7 +103,8 @@ def runner(module: PolicyModule, rows: tuple[Tensor, Tensor, Tensor], way: str) 
     def run() -> Tensor:
         if way == "group rows":
             return group_rows(module, *rows)
-        module.packed = way == "packed"
+        module.packed = way in ("packed", "by hand")
+        module._own_blocks = way == "by hand"
         plain = policy_module._plain_linear
         policy_module._plain_linear = (lambda head: None) if way == OLD else plain
         try:
