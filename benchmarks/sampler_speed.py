@@ -5,8 +5,9 @@
 `copied, all stay`: the model's own cache, a copy of the prompt's for every completion; a row that has ended is computed
 until the last one ends. `copied`: such rows leave. `shared`: a prompt's keys and values once for its group. `shared,
 joining`: and waiting groups take the places of those that have left. `own step`: and a token does not go through the
-model's own layers, which is how `generate` runs. Completions end at random, a fortieth of the vocabulary being ends, so that lengths are geometric. All ways give the same tokens in
-exact arithmetic; the share that did here is printed. Ratios are taken within an alternation; median and quartiles.
+model's own layers, which is how `generate` runs. Completions end at random, a fortieth of the vocabulary being ends, so
+that lengths are geometric. All ways give the same tokens in exact arithmetic; the share that did here is printed.
+Ratios are taken within an alternation; median and quartiles.
 """
 
 from __future__ import annotations

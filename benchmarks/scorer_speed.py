@@ -4,9 +4,9 @@
 
 `padded, autograd`: rows padded, the projection by autograd with chunks computed again. `padded`: the hand-written
 projection alone. `group rows`: a prompt and its completions as one padded row under a block-causal mask. `packed`:
-rows without padding through the model's own layers. `by hand`: through hand-written blocks, which is what `score_tokens`
-does. Every alternation runs each of them once; ratios are taken within an alternation, and their
-median and quartiles are given, because a shared machine drifts between alternations.
+rows without padding through the model's own layers. `by hand`: through hand-written blocks, as `score_tokens` does.
+Every alternation runs each of them once; ratios are taken within an alternation, and their median and quartiles are
+given, because a shared machine drifts between alternations.
 """
 
 from __future__ import annotations
