@@ -23,7 +23,9 @@ def net(tmp_path: Path) -> Network:
         '{"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, '
         '"num_attention_heads": 2, "intermediate_size": 1000}'
     )
-    return policy_network(ModelConfig(model="toy", precision="float32"), model_config_of(file))
+    found = policy_network(ModelConfig(model="toy", precision="float32"), model_config_of(file))
+    assert found.usual
+    return replace(found, usual=False)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +54,12 @@ def test_a_share_of_the_activations_is_kept(
     assert found == plain and plain["activations"] > 0
 
 
-def test_more_is_kept_under_adapters(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", ["adapted", "usual"])
+def test_more_is_kept_under_adapters_and_of_blocks_by_hand(
+    change: str, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
-    found = training_terms(replace(net, adapted=True), SMALL, 1)
+    found = training_terms(replace(net, **{change: True}), SMALL, 1)
     assert found[KEPT_TERM] == 0.8 * found["activations"] > 0
