@@ -64,15 +64,13 @@ class _Block:
         attention, mlp = layer.self_attn, layer.mlp
         self._dtype = dtype
         self._head_width, self._scaling = int(attention.head_dim), float(attention.scaling)
-        self._before_attention, self._before_mlp = (
-            Norm.of(layer.input_layernorm),
-            Norm.of(layer.post_attention_layernorm),
-        )
+        self._before_attention = Norm.of(layer.input_layernorm)
+        self._before_mlp = Norm.of(layer.post_attention_layernorm)
         norms = [getattr(attention, name, None) for name in HEAD_NORMS]
         self._query_norm, self._key_norm = (None if norm is None else Norm.of(norm) for norm in norms)
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        widths = [projection.out_features // self._head_width for projection in projections]
-        self._queries, self._keys = widths[0], widths[1]
+        self._queries = attention.q_proj.out_features // self._head_width
+        self._keys = attention.k_proj.out_features // self._head_width
         self._in = Product(projections, dtype)
         self._out = Product([attention.o_proj], dtype)
         self._gate_and_up, self._down = Product([mlp.gate_proj, mlp.up_proj], dtype), Product([mlp.down_proj], dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -167,6 +168,7 @@ def multiplied(
     return multiply(rows_NI, weight_OI, bias_O, "none", [], "")
 
 
+@cache  # asked for every product of every pass
 def is_packable(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN multiplies weights of this type. Machine and type alone decide, so that a resumed run agrees."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
