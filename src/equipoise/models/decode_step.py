@@ -14,7 +14,7 @@ from torch import Tensor
 from equipoise.models.grouped_cache import GroupedCache, attend
 from equipoise.models.machine import memory_bytes
 from equipoise.models.policy_module import PolicyModule
-from equipoise.models.products import NotPlain, Product, is_packable
+from equipoise.models.products import NotPlain, Product, dtype_of_products, is_packable
 from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual
 
 MEMORY_SHARE = 0.25  # of the machine's memory that the copied weights may take
@@ -107,8 +107,8 @@ def most_copied() -> float:
 
 def product_dtype(module: PolicyModule) -> torch.dtype:
     """What the model's matrix products run in: bfloat16 under autocast, else the weights' type."""
-    dtype = module.causal.get_input_embeddings().weight.dtype
-    return torch.bfloat16 if module.autocast and dtype != torch.float64 else dtype
+    with module.precision_context():
+        return dtype_of_products(module.causal.get_input_embeddings().weight)
 
 
 def _check(module: PolicyModule) -> None:

@@ -17,6 +17,7 @@ Attention sees slots instead, rectangles filled on the right: the alone rows [1,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,28 +113,29 @@ class _Slots:
         return rectangle
 
 
-def pack(ids_BL: Tensor, mask_BL: Tensor, first: int) -> Packing:
+def pack(ids_BL: Tensor, mask_BL: Tensor, first: int | Sequence[int]) -> Packing:
     """Lay padded rows out without padding.
 
     Args:
-        ids_BL: prompts in the columns before `first`, padded on the left, completions from there on.
+        ids_BL: prompts in the columns before `first`, completions from there on; the same prompt in the same columns.
         mask_BL: True where a token is real; at least one is.
-        first: the first column of the completions. Rows whose prompts are the same tokens share them. 0: none are
-            shared.
+        first: the first column of the completions, of all rows or of each. Rows whose prompts are the same tokens
+            share them. 0: none are shared.
     """
     ids, mask = ids_BL.cpu().numpy(), mask_BL.cpu().numpy().astype(bool)
+    starts = [first] * len(ids) if isinstance(first, int) else list(first)
     sequences, slots = _Sequences(ids.shape), _Slots()
     alone: list[np.ndarray] = []
     trunks: list[np.ndarray] = []
     branches: list[tuple[np.ndarray, int]] = []  # packed places, trunk
-    for rows in _rows_by_prompt(ids, mask, first):
+    for rows in _rows_by_prompt(ids, mask, starts):
         if len(rows) == 1:
             alone.append(sequences.add(rows, np.flatnonzero(mask[rows[0]]), 0))
             continue
-        prompt = np.flatnonzero(mask[rows[0], :first])
+        prompt = np.flatnonzero(mask[rows[0], : starts[rows[0]]])
         trunks.append(sequences.add(rows, prompt, 0))
         for row in rows:
-            completion = first + np.flatnonzero(mask[row, first:])
+            completion = starts[row] + np.flatnonzero(mask[row, starts[row] :])
             branches.append((sequences.add([row], completion, len(prompt)), len(trunks) - 1))
     alone_rectangles = [slots.add([alone[i] for i in part]) for part in _alike([len(s) for s in alone])]
     trunk_rectangle = slots.add(trunks) if trunks else None
@@ -157,11 +159,11 @@ def pack(ids_BL: Tensor, mask_BL: Tensor, first: int) -> Packing:
     )
 
 
-def _rows_by_prompt(ids: np.ndarray, mask: np.ndarray, first: int) -> list[list[int]]:
+def _rows_by_prompt(ids: np.ndarray, mask: np.ndarray, starts: list[int]) -> list[list[int]]:
     """Rows with the same prompt tokens, in the order of their first rows; rows without a prompt stay alone."""
     found: dict[bytes | int, list[int]] = {}
     for row in range(len(ids)):
-        prompt = ids[row, :first][mask[row, :first]]
+        prompt = ids[row, : starts[row]][mask[row, : starts[row]]]
         found.setdefault(prompt.tobytes() if len(prompt) else row, []).append(row)
     return [rows for rows in found.values() if mask[rows[0]].any()]
 

@@ -24,7 +24,7 @@ from equipoise.functional.masking import at_least_float32
 from equipoise.models import packed_attention
 from equipoise.models.decoder_blocks import block_specs, packed_hidden
 from equipoise.models.packing import Packing, pack
-from equipoise.models.products import NotPlain
+from equipoise.models.products import NotPlain, dtype_of_products
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ class PolicyModule(nn.Module):
         """Last hidden states [N, H] of the packed tokens."""
         if self._own_blocks and packing.ids_1N.device.type == "cpu":
             try:
-                specs = block_specs(self.causal, _product_dtype(self.causal.get_input_embeddings().weight))
+                specs = block_specs(self.causal, dtype_of_products(self.causal.get_input_embeddings().weight))
             except (NotPlain, *UNFIT) as error:  # a model may change after it was tried: hooks of a wrapper, a merge
                 self._say_own_layers(str(error))
             else:
@@ -326,7 +326,7 @@ class PolicyModule(nn.Module):
                 chunk_size=chunk,
                 scale=transform.factor,
                 cap=transform.cap,
-                product_dtype=_product_dtype(linear.weight),
+                product_dtype=dtype_of_products(linear.weight),
                 with_entropy=with_entropy,
                 with_unit_logprobs=with_unit_logprobs,
             )
@@ -399,14 +399,6 @@ def _plain_linear(head: nn.Module) -> nn.Linear | None:
         return None
     hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
     return None if any(hooks) else head
-
-
-def _product_dtype(weight: Tensor) -> torch.dtype:
-    """What a matrix product with this weight runs in here; autocast leaves float64 alone."""
-    device = weight.device.type
-    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return weight.dtype
-    return torch.get_autocast_dtype(device)
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,14 @@ def multiplied(
     return multiply(rows_NI, weight_OI, bias_O, "none", [], "")
 
 
+def dtype_of_products(weight: Tensor) -> torch.dtype:
+    """What a matrix product with this weight runs in here; autocast leaves float64 alone."""
+    device = weight.device.type
+    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return weight.dtype
+    return torch.get_autocast_dtype(device)
+
+
 @cache  # asked for every product of every pass
 def is_packable(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN multiplies weights of this type. Machine and type alone decide, so that a resumed run agrees."""

@@ -57,10 +57,14 @@ class TruncationCount:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Token ids and segment ids of one prompt with its response, not padded."""
+    """Token ids and segment ids of one prompt with its response, not padded.
+
+    The first `shared` of them, all before the response, are the same for every response to this prompt.
+    """
 
     ids: list[int]
     types: list[int]
+    shared: int = 0
     prompt_truncated: bool = False
     response_truncated: bool = False
 
@@ -187,7 +191,8 @@ class RewardInputs:
         kept = prompt[len(prompt) - room :] if 0 < room < len(prompt) else prompt
         if room > 0 and kept:
             ids, types = layout.join(kept, response)
-            return EncodedRow(ids, types, prompt_truncated=len(kept) < len(prompt))
+            shared = len(ids) - len(response) - len(layout.suffix)
+            return EncodedRow(ids, types, shared, prompt_truncated=len(kept) < len(prompt))
         room = self.format.max_length - self._alone.num_fixed
         ids, types = self._alone.join([], response[:room])
         if not ids:
@@ -214,6 +219,29 @@ def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
             batch.append(row)
         else:
             batches.append([row])
+    return batches
+
+
+def prompt_batches(rows: Sequence[EncodedRow], tokens: int) -> list[list[int]]:
+    """Row indices in batches of at most `tokens`, prompts counted once, or of a single row; rows of a prompt together.
+
+    Example, 20 tokens at most: rows of 8, 9 and 10 tokens, the first and the last with the same prompt of 6 tokens:
+    8 + (10 - 6) = 12 fit, with 9 more they do not: [[0, 2], [1]].
+    """
+    by_prompt: dict[tuple[int, ...] | int, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_prompt.setdefault(tuple(row.ids[: row.shared]) or number, []).append(number)
+    batches: list[list[int]] = []
+    held = 0
+    for numbers in by_prompt.values():
+        for place, number in enumerate(numbers):
+            whole = len(rows[number].ids)
+            own = whole if place == 0 else whole - rows[number].shared
+            if not batches or held + own > tokens:
+                batches.append([])
+                held, own = 0, whole
+            batches[-1].append(number)
+            held += own
     return batches
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +21,19 @@ from equipoise.data import save_tokenizer_checked
 from equipoise.errors import CheckpointError, ConfigError, RewardError
 from equipoise.models.aspects import Aspect
 from equipoise.models.loading import check_model_directory, default_device, resolve_precision
+from equipoise.models.packed_rewards import packed_logits, packing_fault
+from equipoise.models.policy_module import UNFIT
+from equipoise.models.products import NotPlain
 from equipoise.models.reward_backbone import Backbone, new_backbone, quiet_transformers, saved_backbone
 from equipoise.models.reward_head import folded_head
-from equipoise.models.reward_inputs import EncodedRow, InputFormat, Prompt, TruncationCount, length_batches
+from equipoise.models.reward_inputs import (
+    EncodedRow,
+    InputFormat,
+    Prompt,
+    TruncationCount,
+    length_batches,
+    prompt_batches,
+)
 from equipoise.models.reward_members import (
     fresh_members,
     mean_and_std,
@@ -30,6 +42,8 @@ from equipoise.models.reward_members import (
     split_heads,
     write_members,
 )
+
+logger = logging.getLogger(__name__)
 
 REWARD_MODEL_FILE = "equipoise.json"
 FORMAT_VERSION = 1
@@ -41,6 +55,9 @@ class RewardModule(nn.Module):
 
     Standardised means in units of each aspect's training std, from its training mean. A fresh network is trained to
     answer in these units; a saved one answers in native units, which `scale` and `shift` undo.
+
+    A decoder of the usual block computes packed rows, where a probe shows that this gives the same outputs;
+    `packs = False` goes through the model's own forward.
     """
 
     scale_K: Tensor
@@ -54,13 +71,31 @@ class RewardModule(nn.Module):
         num_labels = model.config.num_labels
         self.register_buffer("scale_K", torch.ones(num_labels), persistent=False)
         self.register_buffer("shift_K", torch.zeros(num_labels), persistent=False)
+        fault = packing_fault(model)
+        self.packs = fault is None
+        if fault is not None:
+            logger.info("%s: rows are padded, not packed: %s", type(model).__name__, fault)
 
-    def logits(self, **batch: Tensor) -> Tensor:
-        """The network's own outputs [B, K], float32; [B, M, K] with members."""
+    def logits(self, shared: Sequence[int] | None = None, /, **batch: Tensor) -> Tensor:
+        """The network's own outputs [B, K], float32; [B, M, K] with members.
+
+        `shared`: how many first tokens of each row may be those of another; such are then computed once.
+        """
         device_type = batch["input_ids"].device.type
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.model(**batch).logits.float()
+            logits = self._packed(shared, batch) if self.packs and device_type == "cpu" else None
+            if logits is None:
+                logits = self.model(**batch).logits
+        logits = logits.float()
         return logits.unflatten(1, (self.num_members, -1)) if self.num_members else logits
+
+    def _packed(self, shared: Sequence[int] | None, batch: Mapping[str, Tensor]) -> Tensor | None:
+        try:
+            return packed_logits(self.model, batch["input_ids"], batch["attention_mask"], shared or 0)
+        except (NotPlain, *UNFIT) as error:  # a model may change after it was tried: hooks of a wrapper, for one
+            self.packs = False
+            logger.warning("%s: rows are padded from now on, not packed: %s", type(self.model).__name__, error)
+            return None
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Standardised predictions [B, K] of a batch from `RewardModel.encode`."""
@@ -81,7 +116,7 @@ class RewardModel:
         aspect_specs: the aspects, in the order of the outputs.
         inputs: the encoder of prompts and responses; `inputs.truncation` counts what did not fit.
         source: directory or hub name, for messages.
-        scored_flops: FLOPs that scoring has cost so far, the padding of its batches included.
+        scored_flops: FLOPs that scoring has cost so far: with the padding of its batches, shared prompts once.
     """
 
     def __init__(
@@ -249,8 +284,9 @@ class RewardModel:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Predicted scores [B, K], float32 on the CPU, in native units, columns as in `aspects`.
 
-        Rows of similar length share a batch, which holds no more tokens than `batch_size` rows of the longest have; the
-        result is in the order given and does not depend on the batching beyond rounding. With members the scores are
+        Rows of similar length, or of the same prompt where rows are packed, share a batch, which holds no more tokens
+        than `batch_size` rows of the longest have; the result is in the order given and does not depend on the batching
+        beyond rounding. With members the scores are
         their mean, and `with_std` adds their unbiased (M - 1) standard deviation, [B, K]: the pair (mean, std).
 
         Raises RewardError naming aspect and row for a prediction that is not finite, ConfigError for `with_std` of a
@@ -288,16 +324,33 @@ class RewardModel:
         self.module.eval()
         try:
             with torch.no_grad():
-                for indices in length_batches(lengths, batch_size * max(lengths, default=0)):
-                    executed += len(indices) * self._row_flops(lengths[indices[0]])
-                    batch = self.inputs.collate([rows[index] for index in indices])
-                    logits = self.module.logits(**{name: tensor.to(self.device) for name, tensor in batch.items()})
+                for indices in self._batches(rows, batch_size * max(lengths, default=0)):
+                    parts = [rows[index] for index in indices]
+                    batch = {name: tensor.to(self.device) for name, tensor in self.inputs.collate(parts).items()}
+                    logits = self.module.logits([row.shared for row in parts], **batch)
+                    executed += self._executed_flops(parts)
                     scores[indices] = (logits * scale_K + offset_K).cpu()
         finally:
             self.module.train(was_training)
         self._check_finite(scores)
         self.scored_flops += executed
         return scores
+
+    @property
+    def _packs(self) -> bool:
+        return self.module.packs and self.device.type == "cpu"
+
+    def _batches(self, rows: Sequence[EncodedRow], tokens: int) -> list[list[int]]:
+        return prompt_batches(rows, tokens) if self._packs else length_batches([len(row.ids) for row in rows], tokens)
+
+    def _executed_flops(self, rows: Sequence[EncodedRow]) -> float:
+        """FLOPs of a batch as it is computed: padded to its longest row, or packed with equal prompts once."""
+        if not self._packs:
+            return len(rows) * self._row_flops(max(len(row.ids) for row in rows))
+        again = Counter(tuple(row.ids[: row.shared]) for row in rows)
+        return self.forward_flops(rows) - sum(
+            (count - 1) * self._row_flops(len(prompt)) for prompt, count in again.items()
+        )
 
     def forward_flops(self, rows: Sequence[EncodedRow]) -> float:
         """FLOPs of a forward pass over these rows, a multiplication and an addition each as one; padding not counted.

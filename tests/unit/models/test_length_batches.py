@@ -71,9 +71,9 @@ def test_padding_beside_batches_of_a_fixed_number_of_rows() -> None:
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["bert", "llama"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
-    directory: Path = save_backbone(tmp_path_factory.mktemp("backbone") / request.param, request.param)
+@pytest.fixture(params=["bert", "llama"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> RewardModel:
+    directory: Path = save_backbone(tmp_path / request.param, request.param)
     return RewardModel.from_backbone(BackboneConfig(model=str(directory)), ASPECTS, None, seed=1)
 
 
@@ -102,13 +102,14 @@ def test_flops_of_scoring_are_those_of_what_the_network_was_given(
     model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice the weights for each column of each row, padding included, and the pairs of columns."""
+    model.module.packs = False
     prompts, responses = texts()
     shapes: list[tuple[int, int]] = []
     inner = model.module.logits
 
-    def watched(**batch: torch.Tensor) -> torch.Tensor:
+    def watched(shared: list[int], **batch: torch.Tensor) -> torch.Tensor:
         shapes.append(tuple(batch["input_ids"].shape))  # type: ignore[arg-type]
-        return inner(**batch)
+        return inner(shared, **batch)
 
     monkeypatch.setattr(model.module, "logits", watched)
     before = model.scored_flops

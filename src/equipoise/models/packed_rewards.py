@@ -1,0 +1,61 @@
+"""Outputs of a reward model that is a decoder of the usual block: rows packed without padding, equal prompts once.
+
+Such a classifier reads its outputs off the last token of a row, which attends to all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.models.decoder_blocks import block_specs, packed_hidden
+from equipoise.models.packing import pack
+from equipoise.models.policy_module import UNFIT
+from equipoise.models.products import NotPlain, dtype_of_products
+
+TOLERANCE = 1e-4  # relative, root mean squares; float32 leaves about 1e-6
+
+
+def packed_logits(model: Any, ids_BL: Tensor, mask_BL: Tensor, shared: int | Sequence[int] = 0) -> Tensor:
+    """What a sequence classifier answers [B, outputs] for rows padded on the right.
+
+    `shared`: how many first tokens of each row may be those of another. Raises NotPlain where the model does more than
+    the usual block.
+    """
+    specs = block_specs(model, dtype_of_products(model.get_input_embeddings().weight))
+    packing = pack(ids_BL, mask_BL, shared)
+    last_B = packing.token_BL.gather(1, mask_BL.sum(dim=1, keepdim=True) - 1)[:, 0]
+    return model.score(packed_hidden(model, specs, packing).index_select(0, last_B))
+
+
+@torch.no_grad()
+def packing_fault(model: Any) -> str | None:
+    """Why this model's rows cannot be packed, None where a probe gives the outputs of padded rows.
+
+    The probe shares a prompt between two rows of unequal length and has one that stands alone.
+    """
+    if not hasattr(model, "score"):
+        return "it has no layer `score`"
+    weight = model.get_input_embeddings().weight
+    if weight.device.type != "cpu":
+        return f"it is on {weight.device.type}"
+    pad = model.config.get_text_config().pad_token_id
+    usable = [token for token in range(min(64, weight.shape[0])) if token != pad]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    ids = torch.tensor(usable)[torch.arange(15).remainder(len(usable))].reshape(3, 5)
+    ids[1, :2] = ids[0, :2]
+    ids = ids.masked_fill(mask == 0, usable[0] if pad is None else pad)
+    was_training = model.training
+    model.eval()
+    try:
+        padded = model(input_ids=ids, attention_mask=mask).logits.float()
+        packed = packed_logits(model, ids, mask, 2).float()
+    except (NotPlain, *UNFIT) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        model.train(was_training)
+    difference = float((packed - padded).square().mean().sqrt() / padded.square().mean().sqrt().clamp(min=1e-12))
+    return None if difference <= TOLERANCE else f"its outputs differ by {difference:.1e}"
