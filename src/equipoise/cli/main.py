@@ -45,11 +45,18 @@ def quickstart(
     seed: Seed = 0,
     size: Annotated[str, typer.Option("--size", help="Policy: 1m, 4m or 16m parameters.")] = "1m",
     full: Annotated[bool, typer.Option("--full", help="Also make the controls that take long.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Methods trained at once; default: 2 where cores and memory (4 GiB) allow, else 1."
+        ),
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", hidden=True)] = None,
 ) -> None:
     """The whole method in minutes, without a network: train, align, judge and report on an embedded sandbox."""
     from equipoise.cli.quickstart import quickstart as run_it
 
-    run_it(out, seed, size, full)
+    run_it(out, seed, size, full, workers, only)
 
 
 @app.command()

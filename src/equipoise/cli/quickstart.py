@@ -13,12 +13,35 @@ from equipoise.cli.train import train_recipe
 from equipoise.config import BudgetConfig
 from equipoise.evaluation import comparison_table, show
 from equipoise.evaluation.report import build_report
-from equipoise.studies.quickstart import SAMPLING, Study, open_study, run_quickstart
+from equipoise.studies.apart import default_workers
+from equipoise.studies.quickstart import SAMPLING, Study, do_apart, open_study, run_quickstart
 
 
-def quickstart(out: Path, seed: int, size: str, full: bool) -> None:
-    """Run or go on with a quickstart in `out`; show what changed and where the report is."""
-    study = open_study(out, seed=seed, size=size, train=_train, make_pairs=make_pairs, counting=counting, say=_say)
+def quickstart(
+    out: Path, seed: int, size: str, full: bool, workers: int | None = None, only: str | None = None
+) -> None:
+    """Run or go on with a quickstart in `out`; show what changed and where the report is.
+
+    With `only`, the work of one method, as the quickstart that started this process asks for it."""
+
+    def command(name: str) -> list[str]:
+        given = ["--out", str(out), "--seed", str(seed), "--size", size, "--only", name]
+        return [sys.executable, "-m", "equipoise", "quickstart", *given]
+
+    study = open_study(
+        out,
+        seed=seed,
+        size=size,
+        train=_train,
+        make_pairs=make_pairs,
+        counting=counting,
+        say=_say,
+        command=command,
+        workers=default_workers() if workers is None else workers,
+    )
+    if only is not None:
+        do_apart(study, only)
+        return
     report = run_quickstart(study)
     if full:
         from equipoise.studies.controls import full_controls
@@ -54,6 +77,6 @@ def _summarise(study: Study, report: Path) -> None:
     show(comparison_table(json.loads(study.path("comparison.json").read_text(encoding="utf-8"))))
     stages = study.state["stages"]
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items())
-    total = sum(stages.values())
+    total = study.state["seconds"]
     print(f"judged by the rubric on unseen topics and wording; {total:.0f} s in all ({times})")
     print(f"report: {report}")

@@ -15,10 +15,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from equipoise.errors import ConfigError, EquipoiseError
-from equipoise.studies.plan import Job, Plan
+
+if TYPE_CHECKING:  # plan imports quickstart, which starts processes too
+    from equipoise.studies.plan import Job, Plan
 
 LOCK_FILE = ".lock"
 REASON_LINES = 8  # of the log of a failed process

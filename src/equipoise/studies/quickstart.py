@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from equipoise.rollout.scorers import RewardModelScorer, Scorer
 from equipoise.sandbox.datasets import Raters, scored_rows
 from equipoise.sandbox.models import SIZES
 from equipoise.sandbox.prompts import prompts as sandbox_prompts
+from equipoise.studies.apart import clocked, run_apart
 from equipoise.studies.judging import agreement, evaluation_of, judge_rows, rows_of_texts
 
 RUBRIC = "sandbox"
@@ -94,6 +94,8 @@ class Study:
     make_pairs: MakePairs = _no_pairs
     counting: Counting = _no_progress
     say: Callable[[str], None] = print
+    command: Callable[[str], list[str]] | None = None  # that does the work of a method in a process of its own
+    workers: int = 1  # methods at once, in such processes
     state: dict[str, Any] = field(default_factory=dict)
 
     def path(self, *parts: str) -> Path:
@@ -107,14 +109,19 @@ class Study:
             self.say(f"{place}{name}: done before, in {self.state['stages'][name]:.0f} s")
             return
         self.say(f"{place}{name}: {STAGES.get(name, 'the controls that take long')}")
-        started = time.perf_counter()
-        try:
+
+        def took(seconds: float) -> None:
+            self.state["stages"][name] = self.state["stages"].get(name, 0.0) + seconds
+            self.count_seconds(seconds)
+
+        with clocked(took):
             work()
             self.state["done"].append(name)
-        finally:
-            before = self.state["stages"].get(name, 0.0)
-            self.state["stages"][name] = before + time.perf_counter() - started
-            self.save()
+
+    def count_seconds(self, seconds: float) -> None:
+        """More seconds by the clock; those of stages side by side once."""
+        self.state["seconds"] = self.state.get("seconds", 0.0) + seconds
+        self.save()
 
     def save(self) -> None:
         """Write the state."""
@@ -135,13 +142,15 @@ def open_study(
     make_pairs: MakePairs,
     counting: Counting,
     say: Callable[[str], None],
+    command: Callable[[str], list[str]] | None = None,
+    workers: int = 1,
 ) -> Study:
-    """A new study, or one to go on with.
+    """A new study, or one to go on with. `command` and `workers`: see `Study`.
 
     Raises ConfigError where `out` holds something else, or another seed or size."""
     if size not in SIZES:
         raise ConfigError(f"--size {size}: no such model; use {', '.join(SIZES)}")
-    study = Study(out, seed, size, train, make_pairs, counting, say)
+    study = Study(out, seed, size, train, make_pairs, counting, say, command, workers)
     path = study.path(STATE_FILE)
     if path.is_file():
         study.state = _recorded(path)
@@ -198,14 +207,43 @@ def run_quickstart(study: Study) -> Path:
     study.stage("sft", lambda: train_stage(study, "sft", [f"policy.model=sandbox/{study.size}"]))
     study.stage("annotations", lambda: annotate_stage(study))
     study.stage("reward", lambda: _train_reward(study))
-    study.stage("grpo", lambda: train_stage(study, "grpo", policy_overrides(study)))
-    study.stage("ppo", lambda: _train_ppo(study))
-    study.stage("dpo", lambda: _train_dpo(study))
+    if study.command is not None and study.workers > 1:
+        _methods_apart(study, study.command)
+    for name in METHODS:
+        study.stage(name, lambda name=name: _TRAIN[name](study))
     study.stage("evaluation", lambda: evaluate_stage(study, METHODS))
     study.stage("controls", lambda: _controls(study))
     study.state |= {"finished": now(), **_facts(study)}
     study.save()
     return build_report(study.out)
+
+
+def _methods_apart(study: Study, command: Callable[[str], list[str]]) -> None:
+    """Train and sample what is not done yet, several at a time, longest first."""
+    left = [name for name in ("grpo", "dpo", "ppo", "base") if not _is_sampled(study, name)]
+    if not left:
+        return
+    study.say(f"{', '.join(left)}: {study.workers} at a time")
+
+    def done(name: str, seconds: float) -> None:
+        if name in STAGES and name not in study.state["done"]:
+            study.state["done"].append(name)
+            study.state["stages"][name] = study.state["stages"].get(name, 0.0) + seconds
+            study.save()
+
+    with clocked(study.count_seconds):
+        run_apart(study.out, left, command, workers=study.workers, say=study.say, done=done)
+
+
+def do_apart(study: Study, name: str) -> None:
+    """What a process of its own does for a method, or for `base`: its training, and its completions."""
+    if name in _TRAIN:
+        _TRAIN[name](study)
+    sampled(study, name, load_judge(RUBRIC))
+
+
+def _train_grpo(study: Study) -> None:
+    train_stage(study, "grpo", policy_overrides(study))
 
 
 def _train_reward(study: Study) -> None:
@@ -227,6 +265,9 @@ def _train_dpo(study: Study) -> None:
         models = study.path("sft", "model"), study.path("reward", "model")
         study.make_pairs(*models, grpo.objective_weights, OTHERS_TOKENS, study.seed, pairs)
     train_stage(study, "dpo", [f"policy.model={study.path('sft', 'model')}", f"data={pairs}"])
+
+
+_TRAIN: dict[str, Callable[[Study], None]] = {"grpo": _train_grpo, "ppo": _train_ppo, "dpo": _train_dpo}
 
 
 def _controls(study: Study) -> None:
@@ -334,7 +375,7 @@ def settings() -> dict[str, Any]:
 
 def sampled(study: Study, name: str, rubric: Scorer, *, model: Path | None = None) -> list[Row]:
     """Completions of a policy on the test prompts, judged by the rubric; kept, and read again when they are there."""
-    kept = study.path("evaluation", "completions", f"{name}.jsonl")
+    kept = _completions(study, name)
     if kept.is_file():
         return read_rows(kept)
     records: list[PromptRecord] = load_prompts(TEST_PROMPTS)
@@ -355,6 +396,14 @@ def sampled(study: Study, name: str, rubric: Scorer, *, model: Path | None = Non
         )
     write_rows(kept, rows)
     return rows
+
+
+def _completions(study: Study, name: str) -> Path:
+    return study.path("evaluation", "completions", f"{name}.jsonl")
+
+
+def _is_sampled(study: Study, name: str) -> bool:
+    return _completions(study, name).is_file() and (name == "base" or name in study.state["done"])
 
 
 def transcripts(rows: Mapping[str, Sequence[Row]], proxy: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:

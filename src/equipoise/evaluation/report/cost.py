@@ -22,7 +22,7 @@ def content(data: ReportData) -> dict[str, Any] | None:
     return {
         "rows": [_row(name, cost, longest) for name, cost in costs.items()],
         "stages": stages,
-        "total": duration(sum(data.quickstart.stages.values())) if stages and data.quickstart is not None else "",
+        "total": duration(data.quickstart.total_seconds) if stages and data.quickstart is not None else "",
     }
 
 

@@ -51,7 +51,7 @@ def _data_facts(data: ReportData) -> list[tuple[str, str]]:
     if start.started and start.finished:
         facts.append(("When", period(start.started, start.finished)))
     if start.stages:
-        facts.append(("Time", duration(sum(start.stages.values()))))
+        facts.append(("Time", duration(start.total_seconds)))
     return facts
 
 

@@ -141,7 +141,7 @@ def facts(data: ReportData) -> list[str]:
         if start.model_parameters is not None:
             result.append(f"{amount(start.model_parameters).strip()} parameters")
         if start.stages:
-            result.append(f"{duration(sum(start.stages.values()))} in all")
+            result.append(f"{duration(start.total_seconds)} in all")
         if start.machine:
             result.append(plain(start.machine))
     first = next(iter(data.evaluations.values()), None)
