@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaForCausalLM, Qwen2MoeConfig
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
+from equipoise.models import packing
 from equipoise.models.loading import enable_checkpointing, quiet_peft, without_dropout
-from equipoise.models.packing import pack
+from equipoise.models.packing import filled_up, pack
 from equipoise.models.policy_module import PolicyModule
 from equipoise.rollout.logprobs import score_in_chunks, score_tokens
 from equipoise.rollout.types import Rollout
@@ -243,21 +244,21 @@ def test_the_example_of_the_module() -> None:
     """The docstring's three rows: tokens, positions, slots, and who sees whom."""
     ids = torch.tensor([[10, 11, 12, 13], [10, 11, 14, 0], [0, 15, 16, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 1, 0]], dtype=torch.bool)
-    packing = pack(ids, mask, 2)
-    assert packing.ids_1N.tolist() == [[10, 11, 12, 13, 14, 15, 16]]
-    assert packing.position_ids_1N.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
-    assert packing.ids_1N[0][packing.token_BL][mask].tolist() == ids[mask].tolist()
-    assert packing.source_M.tolist() == [5, 6, 0, 1, 2, 3, 4, 0]
-    assert packing.filled_M1.flatten().tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
-    assert packing.slot_N.tolist() == [2, 3, 4, 5, 6, 0, 1]
-    (branches,) = packing.branches
+    packed = pack(ids, mask, 2)
+    assert packed.ids_1N.tolist() == [[10, 11, 12, 13, 14, 15, 16]]
+    assert packed.position_ids_1N.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert packed.ids_1N[0][packed.token_BL][mask].tolist() == ids[mask].tolist()
+    assert packed.source_M.tolist() == [5, 6, 0, 1, 2, 3, 4, 0]
+    assert packed.filled_M1.flatten().tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert packed.slot_N.tolist() == [2, 3, 4, 5, 6, 0, 1]
+    (branches,) = packed.branches
     assert branches.trunk_R.tolist() == [0, 0]
     assert torch.isfinite(branches.bias_R1TK[0, 0]).tolist() == [[True, True, True, False], [True] * 4]
 
 
 def test_like_lengths_share_a_rectangle() -> None:
-    packing = pack(torch.ones(3, 1000, dtype=torch.long), torch.arange(1000) < torch.tensor([[1000], [10], [900]]), 0)
-    assert [(part.rows, part.width) for part in packing.alone] == [(2, 1000), (1, 10)]
+    packed = pack(torch.ones(3, 1000, dtype=torch.long), torch.arange(1000) < torch.tensor([[1000], [10], [900]]), 0)
+    assert [(part.rows, part.width) for part in packed.alone] == [(2, 1000), (1, 10)]
 
 
 def test_chunks_go_by_tokens_and_results_come_back_in_order() -> None:
@@ -273,3 +274,30 @@ def test_chunks_go_by_tokens_and_results_come_back_in_order() -> None:
     assert max(tokens for _, tokens in widths.seen[:-2]) <= 3 * (11 + 22)
     # Four padded rows of 33 columns would hold 132 tokens; all 8 rows have 18 of prompts and 50 of completions.
     assert widths.seen[-2:] == [(1, 68), (1, 68)]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["with empty slots", "without"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_filler_changes_no_value_and_no_gradient(monkeypatch: pytest.MonkeyPatch, name: str, full: bool) -> None:
+    """The same rows with and without filler, by hand-written blocks (llama) and by the model's own layers."""
+    module, rollout = make(toy_config(name)), grouped_rollout()
+    assert module._own_blocks is (name == "llama")
+    if full:  # two completions of one prompt, equally long: no rectangle has an empty slot
+        rollout = toy_rollout([5, 5], [6, 6])
+        rollout.prompt_ids_BS[1] = rollout.prompt_ids_BS[0]
+    lengths, before = [], results(module, True, rollout)
+    monkeypatch.setattr(packing, "filled_up", lambda count: lengths.append(count + 7) or count + 7)
+    after = results(module, True, rollout)
+    assert lengths
+    for ours, theirs in zip(after[0], before[0], strict=True):
+        assert ours is None or torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+    assert after[1].keys() == before[1].keys()
+    for key, gradient in before[1].items():
+        torch.testing.assert_close(after[1][key], gradient, rtol=0, atol=1e-11, msg=key)
+
+
+def test_lengths_with_filler() -> None:
+    examples = {1: 1, 255: 255, 256: 256, 257: 272, 272: 272, 1000: 1024, 1024: 1024, 1025: 1088, 2049: 2176}
+    assert {count: filled_up(count) for count in examples} == examples
+    lengths = {filled_up(count) for count in range(512, 4096)}
+    assert len(lengths) == 49 and all(filled_up(count) <= count * 17 / 16 for count in range(1, 5000))

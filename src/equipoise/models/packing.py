@@ -13,6 +13,10 @@ Worked example, two completions of one prompt and a row of its own (`.` is paddi
 
 Attention sees slots instead, rectangles filled on the right: the alone rows [1, 2], the trunks [1, 2] and the branches
 [2, 2], whose second row holds `e` and one empty slot. A branch attends to its trunk and to what came before in itself.
+
+On a CPU a long row gets a few tokens of filler, so that its length is one of few (`filled_up`): oneDNN compiles a
+kernel for every number of rows that it has not multiplied before, which takes longer than many a product. Filler reads
+and writes an empty slot that no token looks at, so it changes nothing and gets no gradient.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import torch
 from torch import Tensor
 
 ALIKE = 0.75  # sequences share a rectangle while the shorter has at least this part of the longest's length
+FILLED_FROM = 256  # shorter rows get no filler: little to win, and they would differ from the example
 FEW_SLOTS = 512  # or while the rectangle is so small that another call of attention costs more than its padding
 
 
@@ -53,7 +58,8 @@ class Branches:
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each token lies. Suffixes: B rows, L columns, N tokens of the packed row, M slots of attention."""
+    """Where each token lies. Suffixes: B rows, L columns, N tokens of the packed row with its filler, M slots of
+    attention."""
 
     ids_1N: Tensor
     position_ids_1N: Tensor
@@ -67,7 +73,8 @@ class Packing:
 
     @property
     def num_tokens(self) -> int:
-        return self.ids_1N.shape[1]
+        """Tokens of the packed row, filler not counted."""
+        return int(self.filled_M1.sum())
 
 
 class _Sequences:
@@ -137,18 +144,24 @@ def pack(ids_BL: Tensor, mask_BL: Tensor, first: int | Sequence[int]) -> Packing
         for row in rows:
             completion = starts[row] + np.flatnonzero(mask[row, starts[row] :])
             branches.append((sequences.add([row], completion, len(prompt)), len(trunks) - 1))
-    alone_rectangles = [slots.add([alone[i] for i in part]) for part in _alike([len(s) for s in alone])]
-    trunk_rectangle = slots.add(trunks) if trunks else None
+    num_filler = filled_up(sequences.count) - sequences.count if ids_BL.device.type == "cpu" else 0
+    alone_parts = [[alone[i] for i in part] for part in _alike([len(s) for s in alone])]
     branch_parts = [[branches[i] for i in part] for part in _alike([len(s) for s, _ in branches])]
+    rectangles = [*alone_parts, trunks, *([s for s, _ in part] for part in branch_parts)]
+    if num_filler and all(len({len(s) for s in part}) <= 1 for part in rectangles):
+        alone_parts.append([np.empty(0, np.int64)])  # else no slot would be empty
+    alone_rectangles = [slots.add(part) for part in alone_parts]
+    trunk_rectangle = slots.add(trunks) if trunks else None
     device = ids_BL.device
     attached = tuple(_attached(slots.add([s for s, _ in part]), part, trunks, device) for part in branch_parts)
     source, filled = np.concatenate(slots.sources), np.concatenate(slots.filled)
-    slot = np.empty(sequences.count, np.int64)
+    slot = np.full(sequences.count + num_filler, filled.argmin(), np.int64)  # of filler: the first empty one
     slot[source[filled]] = np.flatnonzero(filled)
     packed_ids = ids[np.concatenate(sequences.rows), np.concatenate(sequences.columns)]
+    positions = np.concatenate(sequences.positions)
     return Packing(
-        ids_1N=torch.from_numpy(packed_ids[None]).to(device),
-        position_ids_1N=torch.from_numpy(np.concatenate(sequences.positions)[None]).to(device),
+        ids_1N=torch.from_numpy(np.pad(packed_ids, (0, num_filler), mode="edge")[None]).to(device),
+        position_ids_1N=torch.from_numpy(np.pad(positions, (0, num_filler))[None]).to(device),
         token_BL=torch.from_numpy(sequences.token_BL).to(device),
         source_M=torch.from_numpy(source).to(device),
         filled_M1=torch.from_numpy(filled.astype(np.float32)[:, None]).to(device),
@@ -157,6 +170,17 @@ def pack(ids_BL: Tensor, mask_BL: Tensor, first: int | Sequence[int]) -> Packing
         trunks=trunk_rectangle,
         branches=attached,
     )
+
+
+def filled_up(count: int) -> int:
+    """The next length that rows may have: 16 lengths to every doubling, so at most a sixteenth of filler.
+
+    Example: 255 stays; 257 to 272 become 272 (steps of 16), 1,000 becomes 1,024 (steps of 32), 2,049 becomes 2,176.
+    """
+    if count < FILLED_FROM:
+        return count
+    step = 2 ** (count.bit_length() - 1) // 16
+    return -(-count // step) * step
 
 
 def _rows_by_prompt(ids: np.ndarray, mask: np.ndarray, starts: list[int]) -> list[list[int]]:
