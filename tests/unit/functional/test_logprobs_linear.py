@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from equipoise.functional import projection
 from equipoise.functional.logprobs import linear_logprobs
 
 
@@ -42,13 +43,22 @@ def test_by_hand() -> None:
     assert weight.grad.flatten().tolist() == pytest.approx([-0.25, 0.25], rel=1e-12)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
+@pytest.mark.parametrize(("chunk_size", "block"), [(1, 9), (3, 9), (7, 1), (7, 3), (100, 2), (100, 9)])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("scale", "cap", "temperature"), [(1.0, None, 1.0), (0.5, None, 0.7), (2.0, 1.5, 1.3)])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_values_and_gradients_equal_dense_logits(
-    chunk_size: int, biased: bool, scale: float, cap: float | None, temperature: float, frozen: bool
+    monkeypatch: pytest.MonkeyPatch,
+    chunk_size: int,
+    block: int,
+    biased: bool,
+    scale: float,
+    cap: float | None,
+    temperature: float,
+    frozen: bool,
 ) -> None:
+    """`block`: rows of a chunk that the softmax is taken of at once."""
+    monkeypatch.setattr(projection, "CACHED_NUMBERS", 5 * block)
     hidden, weight, bias, targets = world()
     bias = bias if biased else None
     leaves = [part for part in (hidden, weight, bias) if part is not None]
@@ -118,12 +128,16 @@ def test_no_positions_give_gradients_of_zero() -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_bfloat16_products_keep_float32_sums(frozen: bool) -> None:
+@pytest.mark.parametrize(("chunk_size", "block"), [(1, 1), (64, 3), (64, 64)])
+def test_bfloat16_products_keep_float32_sums(
+    monkeypatch: pytest.MonkeyPatch, chunk_size: int, block: int, frozen: bool
+) -> None:
     """256 positions of one token: a sum kept in bfloat16 (8 bits) would stop growing long before its end."""
+    monkeypatch.setattr(projection, "CACHED_NUMBERS", 2 * block)
     hidden = torch.ones(256, 1, requires_grad=True)
     weight = torch.zeros(2, 1).requires_grad_(not frozen)
     scores = linear_logprobs(
-        hidden, weight, None, torch.zeros(256, dtype=torch.long), chunk_size=1, product_dtype=torch.bfloat16
+        hidden, weight, None, torch.zeros(256, dtype=torch.long), chunk_size=chunk_size, product_dtype=torch.bfloat16
     )
     assert scores.logprobs_N.dtype == torch.float32
     torch.testing.assert_close(scores.logprobs_N, torch.full((256,), -math.log(2)))
