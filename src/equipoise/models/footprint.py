@@ -20,6 +20,7 @@ from torch import nn
 
 from equipoise.config import ModelConfig
 from equipoise.errors import ConfigError
+from equipoise.functional.projection import CACHED_NUMBERS
 from equipoise.models.decode_step import most_copied
 from equipoise.models.decoder_blocks import block_specs
 from equipoise.models.flops import FlopCounter
@@ -244,7 +245,7 @@ def _network(model: Any, model_config: Any, *, low: bool, adapted: bool, checkpo
         adapted=adapted,
         checkpointing=checkpointing,
         head_norms=any(name.endswith("q_norm") for name, _ in base.named_modules()),
-        usual=head is not None and _is_usual(base),
+        usual=_is_usual(base),
         flops=_flop_counter(base, head),
     )
 
@@ -371,17 +372,19 @@ def chunk_numbers(net: Network, positions: float) -> float:
     return float(min(chunk, positions) * net.vocabulary)
 
 
-def _projection(net: Network, positions: float) -> tuple[float, float]:
-    """Bytes of the projection's buffers in the forward and in the backward pass."""
-    products = HALF if net.low else 0  # beside float32 logits; in float32 they are one memory
+def _projection(net: Network, positions: float, on_gpu: bool) -> tuple[float, float]:
+    """Bytes of the projection's buffers in the forward and in the backward pass: a chunk of products, and, of a block
+    of it, what the softmax needs besides; on a GPU the block is the chunk."""
     numbers = chunk_numbers(net, positions)
+    block = numbers if on_gpu else min(numbers, float(max(CACHED_NUMBERS, net.vocabulary)))
+    beside = SINGLE * block * (2 if net.low else 1)  # in float32 products and logits are one memory
     kept = float(net.product * net.hidden * positions)
     cast = HALF * net.table if net.low and net.head_trained else 0
-    forward = kept + cast + numbers * (products + 2 * SINGLE)
+    forward = kept + cast + numbers * net.product + beside
     if not net.head_trained:
         return forward, kept
     gradient = SINGLE * net.table + (HALF * net.table if net.low else 0)
-    return forward, kept + cast + gradient + numbers * (products + SINGLE)
+    return forward, kept + cast + gradient + numbers * net.product + beside
 
 
 def update_terms(net: Network, batch: Batch, passes: int, *, projects: bool = True, on_gpu: bool = False) -> Terms:
@@ -391,7 +394,7 @@ def update_terms(net: Network, batch: Batch, passes: int, *, projects: bool = Tr
     micro-batch grow while activations go.
     """
     kept = activations(net, batch, on_gpu=on_gpu)
-    forward, backward = _projection(net, batch.scored) if projects else (0.0, 0.0)
+    forward, backward = _projection(net, batch.scored, on_gpu) if projects else (0.0, 0.0)
     earlier = net.gradients if passes > 1 else 0.0
     working = working_set(net, batch.tokens)
     begins: Terms = {
@@ -407,9 +410,11 @@ def update_terms(net: Network, batch: Batch, passes: int, *, projects: bool = Tr
     return max(begins, ends, key=lambda terms: sum(terms.values()))
 
 
-def scoring_terms(net: Network, batch: Batch, *, adapters: bool = True, projects: bool = True) -> Terms:
+def scoring_terms(
+    net: Network, batch: Batch, *, adapters: bool = True, projects: bool = True, on_gpu: bool = False
+) -> Terms:
     """Bytes on top of weights and moments of a pass without gradients."""
-    forward = _projection(net, batch.scored)[0] if projects else 0.0
+    forward = _projection(net, batch.scored, on_gpu)[0] if projects else 0.0
     stream = 2.0 * net.residual * net.hidden * batch.tokens
     return {
         "activations": stream + max(0.0, working_set(net, batch.tokens, adapters=adapters) - forward),

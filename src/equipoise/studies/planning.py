@@ -123,14 +123,15 @@ class Configs:
         net = self.networks[key]
         return replace(net, usual=net.usual and not on_gpu)
 
-    def backbone(self, config: BackboneConfig, labels: int) -> Network:
+    def backbone(self, config: BackboneConfig, labels: int, *, on_gpu: bool) -> Network:
         """The network of a reward recipe."""
-        return reward_network(
+        net = reward_network(
             self.config(config.model),
             labels,
             precision=config.precision,
             checkpointing=config.gradient_checkpointing,
         )
+        return replace(net, usual=net.usual and not on_gpu)
 
 
 def need_of(config: AnyRecipe, configs: Configs, lengths: Lengths, *, on_gpu: bool) -> Need:
@@ -212,10 +213,10 @@ def _need_online(config: GRPOConfig | PPOConfig, configs: Configs, lengths: Leng
         phases["evaluation"] = sampling_terms(net, held_out)
     unknown = _add_scorers(config, configs, resident, phases, passes)
     if config.beta > 0:
-        phases["reference"] = scoring_terms(net, looked, adapters=False)
+        phases["reference"] = scoring_terms(net, looked, adapters=False, on_gpu=on_gpu)
         passes["reference"] = [Pass("forward", net, looked, looks, adapters=False)]
     if isinstance(config, PPOConfig) or updates > 1 or config.kl_in == "reward":
-        phases["first look"] = scoring_terms(net, looked)
+        phases["first look"] = scoring_terms(net, looked, on_gpu=on_gpu)
         passes["forward"] = [Pass("forward", net, looked, looks)]
     phases["update"] = training_terms(net, batch, math.ceil(times), on_gpu=on_gpu)
     trained = net.trained
@@ -293,7 +294,7 @@ def _need_data(config: SFTConfig | DPOConfig, configs: Configs, lengths: Lengths
     times = config.batch_size / count
     phases = {"update": training_terms(net, batch, math.ceil(times), on_gpu=on_gpu)}
     if isinstance(config, DPOConfig):
-        phases["reference"] = scoring_terms(net, batch)
+        phases["reference"] = scoring_terms(net, batch, on_gpu=on_gpu)
     phases["checkpoint"] = {"copies for the checkpoint": 3.0 * SINGLE * net.trained}
     unknown = ()
     if isinstance(config, DPOConfig) and config.evaluation is not None:
@@ -302,7 +303,7 @@ def _need_data(config: SFTConfig | DPOConfig, configs: Configs, lengths: Lengths
 
 
 def _need_reward(config: RewardConfig, configs: Configs, lengths: Lengths, on_gpu: bool) -> Need:
-    net = configs.backbone(config.model, len(config.aspects))
+    net = configs.backbone(config.model, len(config.aspects), on_gpu=on_gpu)
     count = min(config.micro_batch_size or config.batch_size, config.batch_size)
     length = _cut(config.input.max_length, None if lengths.completion is None else lengths.completion)
     batch = Batch(count, count, 0, length)
