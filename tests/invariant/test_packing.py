@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaForCausalLM, Qwen2MoeConfig
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
-from equipoise.models import packing
+from equipoise.models import packed_attention, packing
 from equipoise.models.loading import enable_checkpointing, quiet_peft, without_dropout
 from equipoise.models.packing import filled_up, pack
 from equipoise.models.policy_module import PolicyModule
+from equipoise.models.shared_attention import attend_shared
 from equipoise.rollout.logprobs import score_in_chunks, score_tokens
 from equipoise.rollout.types import Rollout
 
@@ -301,3 +302,43 @@ def test_lengths_with_filler() -> None:
     assert {count: filled_up(count) for count in examples} == examples
     lengths = {filled_up(count) for count in range(512, 4096)}
     assert len(lengths) == 49 and all(filled_up(count) <= count * 17 / 16 for count in range(1, 5000))
+
+
+@pytest.mark.parametrize("filler", [0, 7])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2"])
+def test_long_prompts_attended_to_apart_change_no_value_and_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, name: str, filler: int
+) -> None:
+    """Every prompt counts as long: the numbers of padded rows, and of one attention over prompt and completion."""
+    module, rollout = make(toy_config(name)), grouped_rollout()
+    together = results(module, True, rollout)
+    calls: list[int] = []
+    right = packed_attention.attend_shared
+    monkeypatch.setattr(packed_attention, "LONG_PROMPT", 1)
+    monkeypatch.setattr(packed_attention, "attend_shared", lambda *rest: calls.append(1) or right(*rest))
+    if filler:
+        monkeypatch.setattr(packing, "filled_up", lambda count: count + filler)
+    apart, padded = results(module, True, rollout), results(module, False, rollout)
+    assert len(calls) == 2  # layers of one pass
+    for other in (together, padded):
+        for ours, theirs in zip(apart[0], other[0], strict=True):
+            assert ours is None or torch.allclose(ours, theirs, rtol=0, atol=1e-11)
+        for key, gradient in other[1].items():
+            torch.testing.assert_close(apart[1][key], gradient, rtol=0, atol=1e-10, msg=key)
+
+
+def test_scores_far_apart_do_not_overflow_when_parts_are_put_together() -> None:
+    """Logits of thousands: the part with the larger ones is the whole, and no gradient is NaN."""
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 0]])
+    packed = pack(ids, torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool), 2)
+    for scale in (1.0, 3e3):
+        generator = torch.Generator().manual_seed(3)
+        parts = [torch.randn(5, 2, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+        parts = [(part * (scale if number < 2 else 1.0)).requires_grad_() for number, part in enumerate(parts)]
+        query, key, value = parts
+        found = attend_shared(query, key, value, packed, 0.5)
+        for token, seen in {0: [0], 1: [0, 1], 2: [0, 1, 2], 3: [0, 1, 2, 3], 4: [0, 1, 4]}.items():
+            weights = torch.softmax(torch.einsum("hd,shd->hs", query[token], key[seen]) * 0.5, -1)
+            torch.testing.assert_close(found[token], torch.einsum("hs,shd->hd", weights, value[seen]))
+        found.square().sum().backward()
+        assert all(part.grad is not None and torch.isfinite(part.grad).all() for part in parts)

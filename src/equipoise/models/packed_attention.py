@@ -19,8 +19,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from equipoise.models.packing import Branches, Packing, Rectangle
+from equipoise.models.shared_attention import attend_shared
 
 NAME = "equipoise_packed"
+LONG_PROMPT = 128  # tokens, the mean of a packed row's shared prompts
 UNKNOWN = ("softcap", "position_bias", "s_aux")  # what some models ask of attention and this one cannot do
 
 
@@ -65,6 +67,10 @@ def attend_packed(
     """Attention of packed tokens, [N, H, D] in the query's type. Suffixes: H query heads, K key heads, D width."""
     settings = {"dropout_p": dropout, "scale": scaling}
     with _float32_on_cpu(query_NHD) as dtype:
+        if _shares_much(query_NHD, packing, dropout):
+            query, key, value = (part.to(dtype) for part in (query_NHD, key_NKD, value_NKD))
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return attend_shared(query, key, value, packing, scale).to(query_NHD.dtype)
         queries, keys, values = (_ToSlots.apply(part.to(dtype), packing) for part in (query_NHD, key_NKD, value_NKD))
         outputs = [_causal(queries, keys, values, rectangle, settings) for rectangle in packing.alone]
         if packing.trunks is not None:
@@ -73,6 +79,13 @@ def attend_packed(
         slots_MHD = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         tokens_NHD = _FromSlots.apply(slots_MHD, packing)
     return tokens_NHD.to(query_NHD.dtype)  # type: ignore[union-attr]
+
+
+def _shares_much(query_NHD: Tensor, packing: Packing, dropout: float) -> bool:
+    """Whether prompts are so long that attending to them apart saves more than putting results together costs."""
+    if query_NHD.device.type != "cpu" or dropout or not packing.groups:
+        return False
+    return sum(group.middle - group.start for group in packing.groups) >= LONG_PROMPT * len(packing.groups)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +55,29 @@ class Branches:
     rectangle: Rectangle
     trunk_slots: int  # of every trunk, the first so many are as many as any of these branches needs
     trunk_R: Tensor  # int64, which trunk comes before
-    bias_R1TK: Tensor  # float32, 0 where a branch's token attends, minus infinity elsewhere
+    before_R: np.ndarray  # tokens of that trunk
+
+    @cached_property
+    def bias_R1TK(self) -> Tensor:
+        """float32, 0 where a branch's token attends, minus infinity elsewhere."""
+        width, slots = self.rectangle.width, self.trunk_slots
+        visible = np.zeros((len(self.before_R), 1, width, slots + width), bool)
+        visible[..., :slots] = (np.arange(slots)[None] < self.before_R[:, None])[:, None, None]
+        visible[..., slots:] = np.tril(np.ones((width, width), bool))
+        return torch.zeros(visible.shape).masked_fill_(torch.from_numpy(~visible), -torch.inf).to(self.trunk_R.device)
+
+
+class Group(NamedTuple):
+    """A trunk and its branches, side by side in the packed row: places of the first token, the first of a branch, and
+    behind the last."""
+
+    start: int
+    middle: int
+    end: int
+
+    @property
+    def branches(self) -> slice:
+        return slice(self.middle, self.end)
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,7 @@ class Packing:
     alone: tuple[Rectangle, ...]  # whole sequences
     trunks: Rectangle | None  # prompts of two rows or more
     branches: tuple[Branches, ...]  # their completions
+    groups: tuple[Group, ...]  # trunks with at least one token behind them
 
     @property
     def num_tokens(self) -> int:
@@ -135,15 +160,18 @@ def pack(ids_BL: Tensor, mask_BL: Tensor, first: int | Sequence[int]) -> Packing
     alone: list[np.ndarray] = []
     trunks: list[np.ndarray] = []
     branches: list[tuple[np.ndarray, int]] = []  # packed places, trunk
+    groups: list[Group] = []
     for rows in _rows_by_prompt(ids, mask, starts):
         if len(rows) == 1:
             alone.append(sequences.add(rows, np.flatnonzero(mask[rows[0]]), 0))
             continue
         prompt = np.flatnonzero(mask[rows[0], : starts[rows[0]]])
+        start = sequences.count
         trunks.append(sequences.add(rows, prompt, 0))
         for row in rows:
             completion = starts[row] + np.flatnonzero(mask[row, starts[row] :])
             branches.append((sequences.add([row], completion, len(prompt)), len(trunks) - 1))
+        groups.append(Group(start, start + len(prompt), sequences.count))
     num_filler = filled_up(sequences.count) - sequences.count if ids_BL.device.type == "cpu" else 0
     alone_parts = [[alone[i] for i in part] for part in _alike([len(s) for s in alone])]
     branch_parts = [[branches[i] for i in part] for part in _alike([len(s) for s, _ in branches])]
@@ -169,6 +197,7 @@ def pack(ids_BL: Tensor, mask_BL: Tensor, first: int | Sequence[int]) -> Packing
         alone=tuple(alone_rectangles),
         trunks=trunk_rectangle,
         branches=attached,
+        groups=tuple(group for group in groups if group.end > group.middle),
     )
 
 
@@ -213,10 +242,4 @@ def _attached(
 ) -> Branches:
     trunk = np.array([index for _, index in part])
     before = np.array([len(trunks[index]) for index in trunk])
-    slots, width = int(before.max()), rectangle.width
-    own = np.tril(np.ones((width, width), bool))
-    visible = np.zeros((len(part), 1, width, slots + width), bool)
-    visible[..., :slots] = (np.arange(slots)[None] < before[:, None])[:, None, None]
-    visible[..., slots:] = own
-    bias = torch.zeros(visible.shape).masked_fill_(torch.from_numpy(~visible), -torch.inf)
-    return Branches(rectangle, slots, torch.from_numpy(trunk).to(device), bias.to(device))
+    return Branches(rectangle, int(before.max()), torch.from_numpy(trunk).to(device), before)
