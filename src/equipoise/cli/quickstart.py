@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from equipoise.algorithms.environment import choose_threads
 from equipoise.cli.pairs import PairOptions, pairs_command
 from equipoise.cli.progress import counting
 from equipoise.cli.train import train_recipe
@@ -14,6 +15,7 @@ from equipoise.config import BudgetConfig
 from equipoise.evaluation import comparison_table, show
 from equipoise.evaluation.report import build_report
 from equipoise.studies.apart import default_workers
+from equipoise.studies.jobs import locked
 from equipoise.studies.quickstart import SAMPLING, Study, do_apart, open_study, run_quickstart
 
 
@@ -23,6 +25,8 @@ def quickstart(
     """Run or go on with a quickstart in `out`; show what changed and where the report is.
 
     With `only`, the work of one method, as the quickstart that started this process asks for it."""
+
+    choose_threads(None)  # before they are divided among processes
 
     def command(name: str) -> list[str]:
         given = ["--out", str(out), "--seed", str(seed), "--size", size, "--only", name]
@@ -46,7 +50,8 @@ def quickstart(
     if full:
         from equipoise.studies.controls import full_controls
 
-        study.stage("full controls", lambda: full_controls(study))
+        with locked(out):
+            study.stage("full controls", lambda: full_controls(study))
         report = build_report(out)
     _summarise(study, report)
 

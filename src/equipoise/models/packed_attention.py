@@ -6,6 +6,7 @@ calls attention again in the backward pass; a call without a `packing` argument 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from equipoise.models.packing import Branches, Packing, Rectangle
 from equipoise.models.shared_attention import attend_shared
 
 NAME = "equipoise_packed"
-LONG_PROMPT = 128  # tokens, the mean of a packed row's shared prompts
+WINDOWS = ("sliding_window", "attention_chunk_size")  # of a config: tokens that a token looks back
 UNKNOWN = ("softcap", "position_bias", "s_aux")  # what some models ask of attention and this one cannot do
 
 
@@ -67,7 +68,7 @@ def attend_packed(
     """Attention of packed tokens, [N, H, D] in the query's type. Suffixes: H query heads, K key heads, D width."""
     settings = {"dropout_p": dropout, "scale": scaling}
     with _float32_on_cpu(query_NHD) as dtype:
-        if _shares_much(query_NHD, packing, dropout):
+        if packing.groups and query_NHD.device.type == "cpu" and not dropout:
             query, key, value = (part.to(dtype) for part in (query_NHD, key_NKD, value_NKD))
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             return attend_shared(query, key, value, packing, scale).to(query_NHD.dtype)
@@ -81,11 +82,11 @@ def attend_packed(
     return tokens_NHD.to(query_NHD.dtype)  # type: ignore[union-attr]
 
 
-def _shares_much(query_NHD: Tensor, packing: Packing, dropout: float) -> bool:
-    """Whether prompts are so long that attending to them apart saves more than putting results together costs."""
-    if query_NHD.device.type != "cpu" or dropout or not packing.groups:
-        return False
-    return sum(group.middle - group.start for group in packing.groups) >= LONG_PROMPT * len(packing.groups)
+def longest_packed(config: Any) -> float:
+    """Tokens up to which a sequence may be packed: within a window it looks as without one, beyond it is not packed."""
+    text = config.get_text_config()
+    limits = [getattr(text, name, None) for name in WINDOWS]
+    return min((float(limit) for limit in limits if limit), default=math.inf)
 
 
 @contextmanager

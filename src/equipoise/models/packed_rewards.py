@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.models.decoder_blocks import block_specs, packed_hidden
+from equipoise.models.decoder_blocks import BlockSpec, block_specs, packed_hidden
+from equipoise.models.packed_attention import longest_packed
 from equipoise.models.packing import pack
 from equipoise.models.policy_module import UNFIT
 from equipoise.models.products import NotPlain, dtype_of_products
@@ -19,16 +20,25 @@ from equipoise.models.products import NotPlain, dtype_of_products
 TOLERANCE = 1e-4  # relative, root mean squares; float32 leaves about 1e-6
 
 
-def packed_logits(model: Any, ids_BL: Tensor, mask_BL: Tensor, shared: int | Sequence[int] = 0) -> Tensor:
-    """What a sequence classifier answers [B, outputs] for rows padded on the right.
+def reward_blocks(model: Any) -> list[BlockSpec]:
+    """The blocks of a sequence classifier. Raises NotPlain where it does more than the usual block."""
+    return block_specs(model, dtype_of_products(model.get_input_embeddings().weight))
 
-    `shared`: how many first tokens of each row may be those of another. Raises NotPlain where the model does more than
-    the usual block.
+
+def packed_logits(
+    model: Any, blocks: list[BlockSpec], ids_BL: Tensor, mask_BL: Tensor, shared: int | Sequence[int] = 0
+) -> Tensor:
+    """What a sequence classifier answers [B, outputs] for rows padded on the right, none beyond its window.
+
+    `shared`: how many first tokens of each row may be those of another. As in transformers the answer is read off the
+    last token that is not the pad token, padding or not.
     """
-    specs = block_specs(model, dtype_of_products(model.get_input_embeddings().weight))
     packing = pack(ids_BL, mask_BL, shared)
-    last_B = packing.token_BL.gather(1, mask_BL.sum(dim=1, keepdim=True) - 1)[:, 0]
-    return model.score(packed_hidden(model, specs, packing).index_select(0, last_B))
+    pad = model.config.get_text_config().pad_token_id
+    columns = torch.arange(ids_BL.shape[1], device=ids_BL.device)
+    last_B1 = (columns * (mask_BL.bool() if pad is None else ids_BL != pad)).argmax(dim=1, keepdim=True)
+    last_B = packing.token_BL.gather(1, last_B1)[:, 0]
+    return model.score(packed_hidden(model, blocks, packing).index_select(0, last_B))
 
 
 @torch.no_grad()
@@ -44,15 +54,18 @@ def packing_fault(model: Any) -> str | None:
         return f"it is on {weight.device.type}"
     pad = model.config.get_text_config().pad_token_id
     usable = [token for token in range(min(64, weight.shape[0])) if token != pad]
+    if longest_packed(model.config) < 5:
+        return "its window holds hardly a token"
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
     ids = torch.tensor(usable)[torch.arange(15).remainder(len(usable))].reshape(3, 5)
     ids[1, :2] = ids[0, :2]
     ids = ids.masked_fill(mask == 0, usable[0] if pad is None else pad)
+    ids[2, 3] = ids[1, 4]  # a pad token that is none of padding
     was_training = model.training
     model.eval()
     try:
         padded = model(input_ids=ids, attention_mask=mask).logits.float()
-        packed = packed_logits(model, ids, mask, 2).float()
+        packed = packed_logits(model, reward_blocks(model), ids, mask, 2).float()
     except (NotPlain, *UNFIT) as error:
         return f"{type(error).__name__}: {error}"
     finally:

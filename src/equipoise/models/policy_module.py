@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -168,9 +167,7 @@ class PolicyModule(nn.Module):
         if not (self._projects and self._takes_positions and known and device.type != "meta"):
             logger.info("%s: rows are scored padded, not packed", type(causal).__name__)
             return 0
-        config = causal.config.get_text_config()
-        limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        longest = min((float(limit) for limit in limits if limit), default=math.inf)
+        longest = packed_attention.longest_packed(causal.config)
         if longest < 4:
             return 0
         mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]], dtype=torch.bool, device=device)

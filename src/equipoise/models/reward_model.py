@@ -20,8 +20,10 @@ from equipoise.config import BackboneConfig, InputFormatConfig
 from equipoise.data import save_tokenizer_checked
 from equipoise.errors import CheckpointError, ConfigError, RewardError
 from equipoise.models.aspects import Aspect
+from equipoise.models.decoder_blocks import BlockSpec
 from equipoise.models.loading import check_model_directory, default_device, resolve_precision
-from equipoise.models.packed_rewards import packed_logits, packing_fault
+from equipoise.models.packed_attention import longest_packed
+from equipoise.models.packed_rewards import packed_logits, packing_fault, reward_blocks
 from equipoise.models.policy_module import UNFIT
 from equipoise.models.products import NotPlain
 from equipoise.models.reward_backbone import Backbone, new_backbone, quiet_transformers, saved_backbone
@@ -83,15 +85,20 @@ class RewardModule(nn.Module):
         """
         device_type = batch["input_ids"].device.type
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self._packed(shared, batch) if self.packs and device_type == "cpu" else None
-            if logits is None:
+            blocks = self.blocks_for(int(batch["attention_mask"].sum(dim=1).max()))
+            if blocks is None:
                 logits = self.model(**batch).logits
+            else:
+                logits = packed_logits(self.model, blocks, batch["input_ids"], batch["attention_mask"], shared or 0)
         logits = logits.float()
         return logits.unflatten(1, (self.num_members, -1)) if self.num_members else logits
 
-    def _packed(self, shared: Sequence[int] | None, batch: Mapping[str, Tensor]) -> Tensor | None:
+    def blocks_for(self, longest: int) -> list[BlockSpec] | None:
+        """What packed rows of up to so many tokens go through; None where they must be padded."""
+        if not self.packs or longest > longest_packed(self.model.config) or self.scale_K.device.type != "cpu":
+            return None
         try:
-            return packed_logits(self.model, batch["input_ids"], batch["attention_mask"], shared or 0)
+            return reward_blocks(self.model)
         except (NotPlain, *UNFIT) as error:  # a model may change after it was tried: hooks of a wrapper, for one
             self.packs = False
             logger.warning("%s: rows are padded from now on, not packed: %s", type(self.model).__name__, error)
@@ -324,11 +331,18 @@ class RewardModel:
         self.module.eval()
         try:
             with torch.no_grad():
-                for indices in self._batches(rows, batch_size * max(lengths, default=0)):
+                longest = max(lengths, default=0)
+                packed = self.module.blocks_for(longest) is not None
+                batches = (
+                    prompt_batches(rows, batch_size * longest)
+                    if packed
+                    else length_batches(lengths, batch_size * longest)
+                )
+                for indices in batches:
                     parts = [rows[index] for index in indices]
                     batch = {name: tensor.to(self.device) for name, tensor in self.inputs.collate(parts).items()}
                     logits = self.module.logits([row.shared for row in parts], **batch)
-                    executed += self._executed_flops(parts)
+                    executed += self._executed_flops(parts, packed)
                     scores[indices] = (logits * scale_K + offset_K).cpu()
         finally:
             self.module.train(was_training)
@@ -336,16 +350,9 @@ class RewardModel:
         self.scored_flops += executed
         return scores
 
-    @property
-    def _packs(self) -> bool:
-        return self.module.packs and self.device.type == "cpu"
-
-    def _batches(self, rows: Sequence[EncodedRow], tokens: int) -> list[list[int]]:
-        return prompt_batches(rows, tokens) if self._packs else length_batches([len(row.ids) for row in rows], tokens)
-
-    def _executed_flops(self, rows: Sequence[EncodedRow]) -> float:
+    def _executed_flops(self, rows: Sequence[EncodedRow], packed: bool) -> float:
         """FLOPs of a batch as it is computed: padded to its longest row, or packed with equal prompts once."""
-        if not self._packs:
+        if not packed:
             return len(rows) * self._row_flops(max(len(row.ids) for row in rows))
         again = Counter(tuple(row.ids[: row.shared]) for row in rows)
         return self.forward_flops(rows) - sum(

@@ -1,9 +1,10 @@
-"""Attention of completions to a long prompt that they share, on a CPU, with hand-written gradients.
+"""Attention of completions to a prompt that they share, on a CPU, with hand-written gradients.
 
-A completion attends to its prompt and to itself. Here these are two attentions over tokens as they lie, put together by
-their logarithms of sums of exponentials `l`: with `l = log(e^l1 + e^l2)` the result is `o1 e^(l1-l) + o2 e^(l2-l)`. A
-prompt's keys are then read by all its completions at once and copied for none of them. The gradient of softmax needs of
-the whole only `l` and the result, so each part's own backward pass is given those.
+A completion attends to its prompt and to itself. Here these are two attentions over tokens as they lie, so that a
+prompt's keys are read by all its completions at once and copied for none of them. With `l1`, `l2` the logarithms of the
+parts' sums of exponentials and `w1 = sigmoid(l1 - l2)`, `w2 = sigmoid(l2 - l1)`, the result is `o = w1 o1 + w2 o2`. The
+whole's weights are `w1 p1` and `w2 p2`, so a part's gradient of scores, `w1 p1 (do v - do o)`, is what its own backward
+pass makes of the gradient `w1 do`, the whole's result and its own `l1`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Attended(NamedTuple):
     """Of N tokens and H heads of width D."""
 
     out_NHD: Tensor
-    log_sums_NH: Tensor
+    log_sums_NH: Tensor  # of exponentials of the scores
 
 
 def attend_shared(query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor, packing: Packing, scaling: float) -> Tensor:
@@ -35,29 +36,39 @@ class _SharedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
         repeats = query.shape[1] // key.shape[1]
-        out, log_sums = _each_to_itself(query, key, value, packing, scaling)
+        out, own_sums = _each_to_itself(query, key, value, packing, scaling)
+        own_share, sums_of_trunk = torch.ones_like(own_sums), []
         for group in packing.groups:
-            trunk = slice(group.start, group.middle)
+            trunk, branches = slice(group.start, group.middle), group.branches
             keys, values = _repeated(key[trunk], repeats), _repeated(value[trunk], repeats)
-            found, sums = _flash(query[group.branches], keys, values, scaling)
-            _merge(out[group.branches], log_sums[group.branches], found, sums)
+            found, sums = _flash(query[branches], keys, values, scaling)
+            sums_of_trunk.append(sums)
+            own_share[branches] = torch.sigmoid(own_sums[branches] - sums)
+            share = torch.sigmoid(sums - own_sums[branches])
+            out[branches].mul_(own_share[branches][..., None]).addcmul_(found, share[..., None])
         ctx.packing, ctx.scaling = packing, scaling
-        ctx.save_for_backward(query, key, value, out, log_sums)
+        ctx.save_for_backward(query, key, value, out, own_sums, own_share, *sums_of_trunk)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, log_sums = ctx.saved_tensors
+        query, key, value, out, own_sums, own_share, *sums_of_trunk = ctx.saved_tensors
         packing: Packing = ctx.packing
         key_heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
-        grads = _each_to_itself_backward(grad_NHD, query, key, value, Attended(out, log_sums), packing, ctx.scaling)
-        for group in packing.groups:
+        own = Attended(out, own_sums)
+        grads = _each_to_itself_backward(grad_NHD * own_share[..., None], query, key, value, own, packing, ctx.scaling)
+        for group, sums in zip(packing.groups, sums_of_trunk, strict=True):
             trunk, branches = slice(group.start, group.middle), group.branches
             keys, values = _repeated(key[trunk], repeats), _repeated(value[trunk], repeats)
-            of_whole = Attended(out[branches], log_sums[branches])
+            share = torch.sigmoid(sums - own_sums[branches])
             of_query, of_key, of_value = _flash_backward(
-                grad_NHD[branches], query[branches], keys, values, of_whole, ctx.scaling
+                grad_NHD[branches] * share[..., None],
+                query[branches],
+                keys,
+                values,
+                Attended(out[branches], sums),
+                ctx.scaling,
             )
             grads[0][branches] += of_query
             grads[1][trunk] += of_key.unflatten(1, (key_heads, repeats)).sum(2)
@@ -69,13 +80,6 @@ def _repeated(heads_NKD: Tensor, repeats: int) -> Tensor:
     return heads_NKD if repeats == 1 else heads_NKD.repeat_interleave(repeats, dim=1)
 
 
-def _merge(out: Tensor, log_sums: Tensor, more: Tensor, more_sums: Tensor) -> None:
-    """Add a second part of the keys to results and logarithms of sums, in place."""
-    whole = torch.logaddexp(log_sums, more_sums)
-    out.mul_((log_sums - whole).exp_()[..., None]).addcmul_(more, (more_sums - whole).exp_()[..., None])
-    log_sums.copy_(whole)
-
-
 def _flash(query_THD: Tensor, key_SHD: Tensor, value_SHD: Tensor, scaling: float) -> Attended:
     """Every query to every key: [T, H, D], [T, H]."""
     parts = (part.transpose(0, 1)[None] for part in (query_THD, key_SHD, value_SHD))
@@ -84,11 +88,11 @@ def _flash(query_THD: Tensor, key_SHD: Tensor, value_SHD: Tensor, scaling: float
 
 
 def _flash_backward(
-    grad_THD: Tensor, query_THD: Tensor, key_SHD: Tensor, value_SHD: Tensor, whole: Attended, scaling: float
+    grad_THD: Tensor, query_THD: Tensor, key_SHD: Tensor, value_SHD: Tensor, attended: Attended, scaling: float
 ) -> list[Tensor]:
-    parts = [part.transpose(0, 1)[None] for part in (grad_THD, query_THD, key_SHD, value_SHD, whole.out_NHD)]
+    parts = [part.transpose(0, 1)[None] for part in (grad_THD, query_THD, key_SHD, value_SHD, attended.out_NHD)]
     found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *parts, whole.log_sums_NH.transpose(0, 1)[None].contiguous(), 0.0, False, scale=scaling
+        *parts, attended.log_sums_NH.transpose(0, 1)[None].contiguous(), 0.0, False, scale=scaling
     )
     return [part[0].transpose(0, 1) for part in found]
 
@@ -120,10 +124,10 @@ def _each_to_itself(query: Tensor, key: Tensor, value: Tensor, packing: Packing,
 
 
 def _each_to_itself_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, whole: Attended, packing: Packing, scaling: float
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, attended: Attended, packing: Packing, scaling: float
 ) -> list[Tensor]:
     """Gradients of queries, keys and values, in the order of tokens."""
-    slots = [part.index_select(0, packing.source_M) for part in (grad, query, key, value, *whole)]
+    slots = [part.index_select(0, packing.source_M) for part in (grad, query, key, value, *attended)]
     empty_M = packing.filled_M1[:, 0] == 0
     slots[0][empty_M] = 0.0
     slots[-1][empty_M] = torch.inf  # e^(score - inf) = 0: an empty slot has attended to nothing

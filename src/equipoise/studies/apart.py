@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from equipoise.errors import EquipoiseError
 from equipoise.models.machine import memory_bytes
-from equipoise.studies.jobs import JobFailed, JobStopped, Processes, locked, stopping_on_signals
+from equipoise.studies.jobs import JobFailed, JobStopped, Processes, stopping_on_signals
 from equipoise.studies.side_by_side import run_side_by_side
 
 ENOUGH_MEMORY = 4 * 2**30  # for two processes of under 1 GiB each, the one that waits for them, and the rest
@@ -34,40 +35,41 @@ def run_apart(
     command: Callable[[str], list[str]],
     *,
     workers: int,
+    lock: IO[str],
     say: Callable[[str], None],
-    done: Callable[[str, float], None],
+    ended: Callable[[str, bool, float], None],
 ) -> None:
     """Run a command per name, `workers` at a time, on equal shares of this process's threads.
 
     Args:
         out: the study's directory; output goes to `logs/NAME.log` in it and, line by line, to `say`.
-        done: called when one has ended well, with the seconds it took.
+        lock: of the study; the processes hold it too.
+        ended: called when one has ended: whether well, and the seconds it took.
 
     Raises EquipoiseError naming those that failed, when all have ended; Stopped after a signal.
     """
     failed: dict[str, str] = {}
+    workers = min(workers, len(names))
     threads = max(1, torch.get_num_threads() // workers)
 
     def log_of(name: str) -> Path:
         return out / "logs" / f"{name}.log"
 
-    def ended(name: str, error: JobFailed | JobStopped | None, seconds: float) -> None:
-        if error is None:
-            done(name, seconds)
-        elif isinstance(error, JobFailed):
+    def note(name: str, error: JobFailed | JobStopped | None, seconds: float) -> None:
+        if isinstance(error, JobFailed):
             failed[name] = str(error)
+        ended(name, error is None, seconds)
 
-    with locked(out) as lock:
-        processes = Processes(lock)
-        with stopping_on_signals(processes), _following({name: log_of(name) for name in names}, say):
-            run_side_by_side(
-                names,
-                lambda name: processes.run(command(name), log_of(name), threads),
-                workers=workers,
-                launcher=processes,
-                started=lambda name: None,
-                ended=ended,
-            )
+    processes = Processes(lock)
+    with stopping_on_signals(processes), _following({name: log_of(name) for name in names}, say):
+        run_side_by_side(
+            names,
+            lambda name: processes.run(command(name), log_of(name), threads),
+            workers=workers,
+            launcher=processes,
+            started=lambda name: None,
+            ended=note,
+        )
     if failed:
         raise EquipoiseError("\n".join(f"{name} failed: {reason}" for name, reason in failed.items()))
 

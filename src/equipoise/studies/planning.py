@@ -6,6 +6,7 @@ longest prompts and completions need.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ from equipoise.models.footprint import (
 )
 from equipoise.models.loading import is_adapter, load_config
 from equipoise.models.policy import adapter_base
+from equipoise.models.reward_backbone import set_dropout
 from equipoise.models.reward_model import REWARD_MODEL_FILE
 from equipoise.rollout.passes import TOKENS_PER_PASS, tokens_per_pass
 from equipoise.studies.planning_allocator import training_terms
@@ -125,11 +127,11 @@ class Configs:
 
     def backbone(self, config: BackboneConfig, labels: int, *, on_gpu: bool) -> Network:
         """The network of a reward recipe."""
+        model_config = copy.deepcopy(self.config(config.model))
+        if config.dropout is not None:
+            set_dropout(model_config, config.dropout)
         net = reward_network(
-            self.config(config.model),
-            labels,
-            precision=config.precision,
-            checkpointing=config.gradient_checkpointing,
+            model_config, labels, precision=config.precision, checkpointing=config.gradient_checkpointing
         )
         return replace(net, usual=net.usual and not on_gpu)
 
@@ -211,7 +213,7 @@ def _need_online(config: GRPOConfig | PPOConfig, configs: Configs, lengths: Leng
     if config.evaluation is not None:
         held_out = shape.batch(EVALUATION_PROMPTS, EVALUATION_PROMPTS * config.evaluation.samples)
         phases["evaluation"] = sampling_terms(net, held_out)
-    unknown = _add_scorers(config, configs, resident, phases, passes)
+    unknown = _add_scorers(config, configs, resident, phases, passes, on_gpu=on_gpu)
     if config.beta > 0:
         phases["reference"] = scoring_terms(net, looked, adapters=False, on_gpu=on_gpu)
         passes["reference"] = [Pass("forward", net, looked, looks, adapters=False)]
@@ -240,9 +242,11 @@ def _add_scorers(
     resident: Terms,
     phases: dict[str, Terms],
     passes: dict[str, list[Pass]],
+    *,
+    on_gpu: bool,
 ) -> tuple[str, ...]:
     """Reward models, in place; returns those that could not be counted."""
-    found = [part for scorer in config.scorers if (part := _scorer(scorer, configs)) is not None]
+    found = [part for scorer in config.scorers if (part := _scorer(scorer, configs, on_gpu)) is not None]
     known = [part for part in found if not isinstance(part, str)]
     if known:
         resident["reward models"] = float(sum(SINGLE * (part.frozen + part.trained) for part, _ in known))
@@ -263,7 +267,7 @@ def _reference(net: Network, config: GRPOConfig | PPOConfig) -> float:
     return float(SINGLE * net.trained) if net.adapted else net.weights
 
 
-def _scorer(scorer: Any, configs: Configs) -> tuple[Network, Batch] | str | None:
+def _scorer(scorer: Any, configs: Configs, on_gpu: bool) -> tuple[Network, Batch] | str | None:
     """A reward model's network and what it reads at once; its name where it is not there; None for functions."""
     if scorer.reward_model is None:
         return None
@@ -276,7 +280,7 @@ def _scorer(scorer: Any, configs: Configs) -> tuple[Network, Batch] | str | None
         return (
             f"the reward model {scorer.reward_model} (no such directory; --config {scorer.reward_model}=FILE counts it)"
         )
-    net = reward_network(configs.config(scorer.reward_model), labels, precision="float32")
+    net = configs.backbone(BackboneConfig(model=scorer.reward_model), labels, on_gpu=on_gpu)
     return net, Batch(scorer.batch_size, scorer.batch_size, 0, length)
 
 

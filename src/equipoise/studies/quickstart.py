@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -34,6 +34,7 @@ from equipoise.sandbox.datasets import Raters, scored_rows
 from equipoise.sandbox.models import SIZES
 from equipoise.sandbox.prompts import prompts as sandbox_prompts
 from equipoise.studies.apart import clocked, run_apart
+from equipoise.studies.jobs import locked
 from equipoise.studies.judging import agreement, evaluation_of, judge_rows, rows_of_texts
 
 RUBRIC = "sandbox"
@@ -111,15 +112,19 @@ class Study:
         self.say(f"{place}{name}: {STAGES.get(name, 'the controls that take long')}")
 
         def took(seconds: float) -> None:
-            self.state["stages"][name] = self.state["stages"].get(name, 0.0) + seconds
-            self.count_seconds(seconds)
+            self.add_seconds(name, seconds)
+            self.add_clock_seconds(seconds)
 
         with clocked(took):
             work()
             self.state["done"].append(name)
 
-    def count_seconds(self, seconds: float) -> None:
-        """More seconds by the clock; those of stages side by side once."""
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """More seconds of a stage, to be saved."""
+        self.state["stages"][name] = self.state["stages"].get(name, 0.0) + seconds
+
+    def add_clock_seconds(self, seconds: float) -> None:
+        """More seconds by the clock, those of stages side by side once; saves the state."""
         self.state["seconds"] = self.state.get("seconds", 0.0) + seconds
         self.save()
 
@@ -160,6 +165,7 @@ def open_study(
                     f"--out {out}: holds a quickstart with {key} {study.state.get(key)}, not {value}; "
                     f"give --{key} {study.state.get(key)} to go on with it, or another --out"
                 )
+        study.state.setdefault("seconds", sum(study.state["stages"].values()))  # stages once ran one by one
         if study.state.get("world", world_digest()) != world_digest():
             raise ConfigError(
                 f"--out {out}: holds a quickstart made with other recipes, texts or rubric; results would mix. "
@@ -203,12 +209,17 @@ def now() -> str:
 
 
 def run_quickstart(study: Study) -> Path:
-    """Every stage in order; returns the report's path."""
+    """Every stage in order; returns the report's path. Raises ConfigError where another process is at work there."""
+    with locked(study.out) as lock:
+        return _run(study, lock)
+
+
+def _run(study: Study, lock: IO[str]) -> Path:
     study.stage("sft", lambda: train_stage(study, "sft", [f"policy.model=sandbox/{study.size}"]))
     study.stage("annotations", lambda: annotate_stage(study))
     study.stage("reward", lambda: _train_reward(study))
     if study.command is not None and study.workers > 1:
-        _methods_apart(study, study.command)
+        _methods_apart(study, study.command, lock)
     for name in METHODS:
         study.stage(name, lambda name=name: _TRAIN[name](study))
     study.stage("evaluation", lambda: evaluate_stage(study, METHODS))
@@ -218,21 +229,23 @@ def run_quickstart(study: Study) -> Path:
     return build_report(study.out)
 
 
-def _methods_apart(study: Study, command: Callable[[str], list[str]]) -> None:
+def _methods_apart(study: Study, command: Callable[[str], list[str]], lock: IO[str]) -> None:
     """Train and sample what is not done yet, several at a time, longest first."""
     left = [name for name in ("grpo", "dpo", "ppo", "base") if not _is_sampled(study, name)]
     if not left:
         return
     study.say(f"{', '.join(left)}: {study.workers} at a time")
 
-    def done(name: str, seconds: float) -> None:
-        if name in STAGES and name not in study.state["done"]:
+    def ended(name: str, well: bool, seconds: float) -> None:
+        if name not in STAGES or name in study.state["done"]:
+            return  # `base`, which is part of the evaluation, or one that only had to be sampled
+        study.add_seconds(name, seconds)
+        if well:
             study.state["done"].append(name)
-            study.state["stages"][name] = study.state["stages"].get(name, 0.0) + seconds
-            study.save()
+        study.save()
 
-    with clocked(study.count_seconds):
-        run_apart(study.out, left, command, workers=study.workers, say=study.say, done=done)
+    with clocked(study.add_clock_seconds):
+        run_apart(study.out, left, command, workers=study.workers, lock=lock, say=study.say, ended=ended)
 
 
 def do_apart(study: Study, name: str) -> None:

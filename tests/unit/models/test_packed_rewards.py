@@ -16,11 +16,11 @@ from transformers import AutoModelForSequenceClassification
 
 from equipoise.config import BackboneConfig
 from equipoise.models import packed_rewards
-from equipoise.models.packed_rewards import packed_logits, packing_fault
+from equipoise.models.packed_rewards import packed_logits, packing_fault, reward_blocks
 from equipoise.models.packing import pack
 from equipoise.models.products import NotPlain
 from equipoise.models.reward_inputs import EncodedRow, prompt_batches
-from equipoise.models.reward_model import RewardModel
+from equipoise.models.reward_model import RewardModel, RewardModule
 
 PAD = 0
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,7 +73,7 @@ def with_gradients(model: Any, logits: Tensor) -> tuple[Tensor, dict[str, Tensor
 def test_outputs_and_gradients_are_those_of_padded_rows(case: str, shared: int | tuple[int, ...]) -> None:
     model = classifier(case).train()
     ids, mask = rows_of()
-    ours, our_gradients = with_gradients(model, packed_logits(model, ids, mask, shared))
+    ours, our_gradients = with_gradients(model, packed_logits(model, reward_blocks(model), ids, mask, shared))
     theirs, their_gradients = with_gradients(model, model(input_ids=ids, attention_mask=mask).logits)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     assert our_gradients.keys() == their_gradients.keys()
@@ -189,8 +189,32 @@ def test_a_model_that_changed_is_padded_and_says_so(tmp_path: Path, caplog: pyte
     expected = model.score(*texts())
     model.module.model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     with pytest.raises(NotPlain):
-        packed_logits(model.module.model, torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.long))
+        reward_blocks(model.module.model)
     with caplog.at_level(logging.WARNING):
         torch.testing.assert_close(model.score(*texts()), expected, rtol=1e-4, atol=1e-4)
     assert [record for record in caplog.records if "padded from now on" in record.message]
     assert model.module.packs is False
+
+
+@pytest.mark.parametrize("window", [4, 9])
+def test_rows_beyond_a_window_are_padded(tmp_path: Path, window: int) -> None:
+    """Rows of up to 9 tokens: packed where they fit into the window, else through the model's own masks."""
+    ids, mask = rows_of()
+    config = toy_config("mistral", initializer_range=0.3, sliding_window=window)
+    config.num_labels, config.pad_token_id = len(ASPECTS), PAD
+    torch.manual_seed(0)
+    model: Any = AutoModelForSequenceClassification.from_config(config).eval()
+    module = RewardModule(model, "float32")
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(module.logits(SHARED, input_ids=ids, attention_mask=mask), expected)
+    assert (module.blocks_for(max(LENGTHS)) is None) == (window < max(LENGTHS))
+
+
+def test_a_row_that_ends_with_the_pad_token_is_read_where_transformers_reads_it() -> None:
+    model = classifier("llama").eval()
+    ids, mask = rows_of()
+    ids[2, 5:7] = PAD  # the response's own words
+    with torch.no_grad():
+        ours = packed_logits(model, reward_blocks(model), ids, mask, SHARED)
+        torch.testing.assert_close(ours.float(), model(input_ids=ids, attention_mask=mask).logits.float())
