@@ -63,8 +63,7 @@ def run_seed(out: Path, seed: int, *, full: bool) -> None:
     """One quickstart in its own process, then its best-of-16. A finished one is not run again."""
     if not (out / "report.html").is_file():
         command = [sys.executable, "-m", "equipoise", "quickstart", "--out", str(out), "--seed", str(seed)]
-        peak = watched(command)
-        write_json(out / PEAK_FILE, {"peak_mb": peak})
+        write_json(out / PEAK_FILE, {"peak_mb": watched(command)})
     if full:
         command = [sys.executable, "-m", "equipoise", "quickstart", "--out", str(out), "--seed", str(seed), "--full"]
         subprocess.run(command, check=True)
@@ -82,6 +81,14 @@ def watched(command: list[str]) -> float:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     return peak
+
+
+def peak_mb(directory: Path) -> float:
+    """What `run_seed` saw. Raises SystemExit where it did not see the whole quickstart."""
+    path = directory / PEAK_FILE
+    if not path.is_file():
+        raise SystemExit(f"{directory}: was not run by this benchmark from start to end; remove it to run it again")
+    return float(json.loads(path.read_text(encoding="utf-8"))["peak_mb"])
 
 
 def held_mb(pid: int) -> float:
@@ -174,7 +181,7 @@ def seed_result(directory: Path, found: dict[str, PromptTable]) -> dict[str, Any
         "reward_spearman_with_raters": {name: values["test"]["spearman"] for name, values in report["aspects"].items()},
         "stages_s": state["stages"],
         "wall_s": state["seconds"] - state["stages"].get("full controls", 0.0),
-        "peak_mb": json.loads((directory / PEAK_FILE).read_text(encoding="utf-8"))["peak_mb"],
+        "peak_mb": peak_mb(directory),
     }
 
 

@@ -311,9 +311,9 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
     - the inputs of both norms in float32; where the norm is trained, the normalised ones too;
     - the input of every trained or adapted matrix: under bfloat16 a copy for each, in float32 shared between those that
       read the same; the adapters' inner values;
-    - queries, keys, values and result of attention, a number per head; for rows that share a prompt, keys and values
-      of prompt and row side by side; in float32 on a CPU (`packed_attention`), else in the product's type, then with a
-      copy of the mask under bfloat16;
+    - queries, keys, values and result of attention, a number per head; for rows that share a prompt two more on a CPU
+      (`shared_attention`), on a GPU keys and values of prompt and row side by side; in float32 on a CPU, else in the
+      product's type, then with a copy of the mask under bfloat16;
     - of a gated feed-forward layer its two products and the activation's result.
 
     The usual block on a CPU keeps less: the residual stream before attention and before the feed-forward layer, a
@@ -332,7 +332,12 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
         stream = 2 * (net.residual * net.hidden + SINGLE)
         stream += net.head_norms * (item * (net.queries + net.keys) + SINGLE * (net.heads + net.key_heads))
         kept = tokens * (stream + item * (net.queries + 2 * net.feed_forward + net.ranks) + attention)
-    kept += seen * 2 * net.keys * batch.branches * batch.length
+    if batch.branches and not on_gpu:
+        kept += SINGLE * net.heads * (tokens + batch.scored)
+        if not net.low:  # attention's result is kept once, for its own gradient and as the next matrix's input
+            kept -= SINGLE * net.queries * tokens
+    if on_gpu:
+        kept += seen * 2 * net.keys * batch.branches * batch.length
     if net.low and on_gpu:
         kept += HALF * batch.branches * batch.completion_tokens * batch.length
     if on_gpu and net.heads != net.key_heads:
@@ -347,7 +352,7 @@ def activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> float:
     """
     layer = layer_activations(net, batch, on_gpu=on_gpu)
     stream = float(net.residual * net.hidden * batch.tokens)
-    mask = SINGLE * batch.branches * batch.completion_tokens * batch.length
+    mask = SINGLE * batch.branches * batch.completion_tokens * batch.length if on_gpu else 0.0
     layers = net.layers * stream + layer if net.checkpointing else net.layers * layer
     last_norm = SINGLE * net.hidden * batch.tokens * (1 if net.adapted else 2)
     return layers + mask + last_norm + stream
