@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaForCausalLM, Qwen2MoeConfig
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
-from equipoise.models import packed_attention, packing, policy_module
+from equipoise.models import packed_attention, packing
 from equipoise.models.loading import enable_checkpointing, quiet_peft, without_dropout
 from equipoise.models.packing import filled_up, pack
 from equipoise.models.policy_module import PolicyModule
@@ -306,16 +306,13 @@ def test_lengths_with_filler() -> None:
 
 @pytest.mark.parametrize("filler", [0, 7])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2"])
-def test_shared_prompts_attended_to_apart_change_no_value_and_no_gradient(
+def test_long_prompts_attended_to_apart_change_no_value_and_no_gradient(
     monkeypatch: pytest.MonkeyPatch, name: str, filler: int
 ) -> None:
-    """The numbers of padded rows, and of one attention over prompt and completion, as on a GPU."""
+    """Every prompt counts as long: the numbers of padded rows, and of one attention over prompt and completion."""
     module, rollout = make(toy_config(name)), grouped_rollout()
-    with monkeypatch.context() as patched:  # as on a GPU
-        patched.setattr(packed_attention, "attend_shared", None)
-        without = packing.pack
-        patched.setattr(policy_module, "pack", lambda *rest: replace(without(*rest), groups=()))
-        together = results(module, True, rollout)
+    together = results(module, True, rollout)
+    monkeypatch.setattr(packed_attention, "LONG_PROMPT", 1)
     calls: list[int] = []
     right = packed_attention.attend_shared
     monkeypatch.setattr(packed_attention, "attend_shared", lambda *rest: calls.append(1) or right(*rest))

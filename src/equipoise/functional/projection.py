@@ -59,7 +59,8 @@ class LinearHead:
         products = weight_VH.new_empty(min(self.chunk_size, count), len(weight_VH))
         rows = len(products)
         if products.device.type == "cpu":
-            rows = min(rows, max(1, CACHED_NUMBERS // len(weight_VH)))
+            # A softmax is shared among threads by rows, so a block has one for each.
+            rows = min(rows, max(torch.get_num_threads(), CACHED_NUMBERS // len(weight_VH)))
         more = at_least_float32(products[:0]).new_empty(rows, len(weight_VH))
         return _Buffers(products, None if more.dtype == products.dtype else torch.empty_like(more), more)
 

@@ -25,6 +25,8 @@ from equipoise.models.decode_step import most_copied
 from equipoise.models.decoder_blocks import block_specs
 from equipoise.models.flops import FlopCounter
 from equipoise.models.loading import is_adapter, resolve_precision
+from equipoise.models.packed_attention import LONG_PROMPT
+from equipoise.models.packing import filled_up
 from equipoise.models.policy_module import PROJECTION_CHUNK, PROJECTION_NUMBERS, UNFIT
 from equipoise.models.products import NotPlain
 
@@ -306,14 +308,14 @@ def _matrices(base: Any, tables: set[int]) -> Iterator[tuple[str, torch.Tensor, 
 
 
 def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> float:
-    """Bytes that autograd keeps of one layer of these sequences, packed.
+    """Bytes that autograd keeps of one layer of these sequences, packed, on a CPU with their filler.
 
     - the inputs of both norms in float32; where the norm is trained, the normalised ones too;
     - the input of every trained or adapted matrix: under bfloat16 a copy for each, in float32 shared between those that
       read the same; the adapters' inner values;
-    - queries, keys, values and result of attention, a number per head; for rows that share a prompt two more on a CPU
-      (`shared_attention`), on a GPU keys and values of prompt and row side by side; in float32 on a CPU, else in the
-      product's type, then with a copy of the mask under bfloat16;
+    - queries, keys, values and result of attention, a number per head; for rows that share a prompt its keys and values
+      beside their own, or, of a long prompt on a CPU (`shared_attention`), two more numbers per head; in float32 on a
+      CPU, else in the product's type, then with a copy of the mask under bfloat16;
     - of a gated feed-forward layer its two products and the activation's result.
 
     The usual block on a CPU keeps less: the residual stream before attention and before the feed-forward layer, a
@@ -321,7 +323,7 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
 
     on_gpu: attention has no fused kernel for a mask with grouped heads there, and keeps its weights in float32.
     """
-    item, tokens = net.product, batch.tokens
+    item, tokens = net.product, batch.tokens if on_gpu else filled_up(batch.tokens)
     norms = 2 * SINGLE * net.hidden * (1 if net.adapted else 2)
     inputs = HALF * net.inputs_apart if net.low else SINGLE * net.inputs_shared
     seen = item if on_gpu else SINGLE
@@ -332,17 +334,22 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
         stream = 2 * (net.residual * net.hidden + SINGLE)
         stream += net.head_norms * (item * (net.queries + net.keys) + SINGLE * (net.heads + net.key_heads))
         kept = tokens * (stream + item * (net.queries + 2 * net.feed_forward + net.ranks) + attention)
-    if batch.branches and not on_gpu:
+    if _apart(batch, on_gpu):
         kept += SINGLE * net.heads * (tokens + batch.scored)
         if not net.low:  # attention's result is kept once, for its own gradient and as the next matrix's input
             kept -= SINGLE * net.queries * tokens
-    if on_gpu:
+    else:
         kept += seen * 2 * net.keys * batch.branches * batch.length
     if net.low and on_gpu:
         kept += HALF * batch.branches * batch.completion_tokens * batch.length
     if on_gpu and net.heads != net.key_heads:
         kept += SINGLE * batch.branches * batch.length * (net.heads * batch.completion_tokens + 2 * net.queries)
     return kept
+
+
+def _apart(batch: Batch, on_gpu: bool) -> bool:
+    """Whether rows attend to their prompts apart from themselves."""
+    return bool(batch.branches) and not on_gpu and batch.prompt_tokens >= LONG_PROMPT
 
 
 def activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> float:
@@ -352,7 +359,7 @@ def activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> float:
     """
     layer = layer_activations(net, batch, on_gpu=on_gpu)
     stream = float(net.residual * net.hidden * batch.tokens)
-    mask = SINGLE * batch.branches * batch.completion_tokens * batch.length if on_gpu else 0.0
+    mask = 0.0 if _apart(batch, on_gpu) else SINGLE * batch.branches * batch.completion_tokens * batch.length
     layers = net.layers * stream + layer if net.checkpointing else net.layers * layer
     last_norm = SINGLE * net.hidden * batch.tokens * (1 if net.adapted else 2)
     return layers + mask + last_norm + stream

@@ -23,6 +23,7 @@ from equipoise.models.packing import Branches, Packing, Rectangle
 from equipoise.models.shared_attention import attend_shared
 
 NAME = "equipoise_packed"
+LONG_PROMPT = 128  # tokens, the mean of the shared ones: from there on they are attended to apart
 WINDOWS = ("sliding_window", "attention_chunk_size")  # of a config: tokens that a token looks back
 UNKNOWN = ("softcap", "position_bias", "s_aux")  # what some models ask of attention and this one cannot do
 
@@ -68,7 +69,7 @@ def attend_packed(
     """Attention of packed tokens, [N, H, D] in the query's type. Suffixes: H query heads, K key heads, D width."""
     settings = {"dropout_p": dropout, "scale": scaling}
     with _float32_on_cpu(query_NHD) as dtype:
-        if packing.groups and query_NHD.device.type == "cpu" and not dropout:
+        if query_NHD.device.type == "cpu" and not dropout and _shares_long_prompts(packing):
             query, key, value = (part.to(dtype) for part in (query_NHD, key_NKD, value_NKD))
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             return attend_shared(query, key, value, packing, scale).to(query_NHD.dtype)
@@ -80,6 +81,13 @@ def attend_packed(
         slots_MHD = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         tokens_NHD = _FromSlots.apply(slots_MHD, packing)
     return tokens_NHD.to(query_NHD.dtype)  # type: ignore[union-attr]
+
+
+def _shares_long_prompts(packing: Packing) -> bool:
+    """Whether copying prompts' keys for each completion would cost much. Below that it is done: what a row computes is
+    then the same to the last bit whichever rows share its pass, so that two processes agree with one more closely."""
+    groups = packing.groups
+    return bool(groups) and sum(group.middle - group.start for group in groups) >= LONG_PROMPT * len(groups)
 
 
 def longest_packed(config: Any) -> float:
