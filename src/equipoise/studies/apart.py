@@ -16,7 +16,7 @@ from typing import IO
 import torch
 
 from equipoise.errors import EquipoiseError
-from equipoise.models.machine import memory_bytes
+from equipoise.models.machine import give_back_memory, memory_bytes
 from equipoise.studies.jobs import JobFailed, JobStopped, Processes, stopping_on_signals
 from equipoise.studies.side_by_side import run_side_by_side
 
@@ -60,6 +60,7 @@ def run_apart(
             failed[name] = str(error)
         ended(name, error is None, seconds)
 
+    give_back_memory()
     processes = Processes(lock)
     with stopping_on_signals(processes), _following({name: log_of(name) for name in names}, say):
         run_side_by_side(
