@@ -17,17 +17,31 @@ from equipoise.functional.masking import at_least_float32
 CACHED_NUMBERS = 2**20  # of logits in one block on a CPU: 4 MiB in float32, and as much again beside them
 
 
+def cached_rows(vocabulary: int) -> int:
+    """Rows of a block on a CPU. A softmax is shared among threads by rows, so there is one for each."""
+    return max(torch.get_num_threads(), CACHED_NUMBERS // vocabulary)
+
+
 @dataclass(frozen=True)
 class _Buffers:
-    """A chunk of products [C, V]; for one block of its rows, logits in the softmax's type and as many numbers more."""
+    """A chunk of products [C, V], and for one block of its rows logits in the softmax's type."""
 
     products_CV: Tensor
     logits_RV: Tensor | None  # None: products and logits are of one type and one memory
-    more_RV: Tensor
+    block_rows: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the softmax."""
+        return (self.products_CV if self.logits_RV is None else self.logits_RV).dtype
+
+    def beside(self) -> Tensor:
+        """As many numbers as a block of logits has, in a memory of their own."""
+        return self.products_CV.new_empty(self.block_rows, self.products_CV.shape[1], dtype=self.dtype)
 
     def blocks(self, count: int) -> list[slice]:
         """The first `count` rows of the chunk, block by block."""
-        size = len(self.more_RV)
+        size = self.block_rows
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def wide(self, block: slice) -> Tensor:
@@ -59,10 +73,10 @@ class LinearHead:
         products = weight_VH.new_empty(min(self.chunk_size, count), len(weight_VH))
         rows = len(products)
         if products.device.type == "cpu":
-            # A softmax is shared among threads by rows, so a block has one for each.
-            rows = min(rows, max(torch.get_num_threads(), CACHED_NUMBERS // len(weight_VH)))
-        more = at_least_float32(products[:0]).new_empty(rows, len(weight_VH))
-        return _Buffers(products, None if more.dtype == products.dtype else torch.empty_like(more), more)
+            rows = min(rows, cached_rows(len(weight_VH)))
+        wide = at_least_float32(products[:0]).dtype
+        logits = None if wide == products.dtype else products.new_empty(rows, len(weight_VH), dtype=wide)
+        return _Buffers(products, logits, rows)
 
     def multiply(self, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, buffers: _Buffers) -> Tensor:
         """`W h + b` [C, V], in the buffer."""
@@ -110,14 +124,15 @@ class LinearLogprobs(torch.autograd.Function):
         ends_here = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
         step_NH = torch.empty_like(hidden) if ends_here else None  # d logprob / d hidden
         buffers = head.buffers(weight, len(targets_N))
-        logprobs_N, normaliser_N, entropy_N, unit_N = buffers.more_RV.new_zeros(4, len(targets_N))
+        tables_RV = buffers.beside()
+        logprobs_N, normaliser_N, entropy_N, unit_N = tables_RV.new_zeros(4, len(targets_N))
         for rows in head.slices(len(targets_N)):
             products_CV = head.multiply(hidden[rows], weight, bias, buffers)
             for block in buffers.blocks(len(products_CV)):
                 here = slice(rows.start + block.start, rows.start + block.stop)
                 targets_R1 = targets_N[here].unsqueeze(1)
                 logits_RV = head.logits(buffers.wide(block))
-                table_RV = buffers.more_RV[: len(logits_RV)]
+                table_RV = tables_RV[: len(logits_RV)]
                 if with_unit_logprobs and head.temperature != 1.0:
                     torch.log_softmax(logits_RV, dim=1, out=table_RV)
                     unit_N[here] = table_RV.gather(1, targets_R1).squeeze(1)
@@ -154,8 +169,8 @@ class LinearLogprobs(torch.autograd.Function):
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         buffers = head.buffers(weight, len(targets_N))
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=buffers.more_RV.dtype) if for_weight else None
-        grad_bias = buffers.more_RV.new_zeros(len(weight)) if for_bias else None
+        grad_weight = torch.zeros_like(weight, dtype=buffers.dtype) if for_weight else None
+        grad_bias = weight.new_zeros(len(weight), dtype=buffers.dtype) if for_bias else None
         for rows in head.slices(len(targets_N)):
             products_CV = head.multiply(hidden[rows], weight, bias, buffers)
             for block in buffers.blocks(len(products_CV)):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from equipoise.models.packed_attention import attend_packed
 from equipoise.models.packing import Packing
-from equipoise.models.products import LinearParts, NotPlain, multiplied
+from equipoise.models.products import LinearParts, NotPlain, dtype_of_products, multiplied
 from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual
 
 Grads = list[Tensor | None]
@@ -28,6 +28,11 @@ def block_specs(causal: Any, dtype: torch.dtype) -> list[BlockSpec]:
     """The model's layers, products in `dtype`. Raises NotPlain where they are not the usual block as it is."""
     check_usual(causal)
     return [BlockSpec.of(layer, dtype) for layer in causal.base_model.layers]
+
+
+def specs_here(causal: Any) -> list[BlockSpec]:
+    """`block_specs` with products in what autocast asks for where this is called."""
+    return block_specs(causal, dtype_of_products(causal.get_input_embeddings().weight))
 
 
 def packed_hidden(causal: Any, specs: list[BlockSpec], packing: Packing) -> Tensor:

@@ -20,7 +20,7 @@ from torch import nn
 
 from equipoise.config import ModelConfig
 from equipoise.errors import ConfigError
-from equipoise.functional.projection import CACHED_NUMBERS
+from equipoise.functional.projection import cached_rows
 from equipoise.models.decode_step import most_copied
 from equipoise.models.decoder_blocks import block_specs
 from equipoise.models.flops import FlopCounter
@@ -388,15 +388,15 @@ def _projection(net: Network, positions: float, on_gpu: bool) -> tuple[float, fl
     """Bytes of the projection's buffers in the forward and in the backward pass: a chunk of products, and, of a block
     of it, what the softmax needs besides; on a GPU the block is the chunk."""
     numbers = chunk_numbers(net, positions)
-    block = numbers if on_gpu else min(numbers, float(max(CACHED_NUMBERS, net.vocabulary)))
-    beside = SINGLE * block * (2 if net.low else 1)  # in float32 products and logits are one memory
+    block = numbers if on_gpu else min(numbers, float(cached_rows(net.vocabulary) * net.vocabulary))
+    wide = SINGLE * block if net.low else 0.0  # in float32 products and logits are one memory
     kept = float(net.product * net.hidden * positions)
     cast = HALF * net.table if net.low and net.head_trained else 0
-    forward = kept + cast + numbers * net.product + beside
+    forward = kept + cast + numbers * net.product + wide + SINGLE * block
     if not net.head_trained:
         return forward, kept
     gradient = SINGLE * net.table + (HALF * net.table if net.low else 0)
-    return forward, kept + cast + gradient + numbers * net.product + beside
+    return forward, kept + cast + gradient + numbers * net.product + wide
 
 
 def update_terms(net: Network, batch: Batch, passes: int, *, projects: bool = True, on_gpu: bool = False) -> Terms:

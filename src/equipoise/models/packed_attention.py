@@ -114,14 +114,9 @@ def _by_token(part: Tensor) -> Tensor:
     return part[0].transpose(0, 1)
 
 
-def _rows(slots_MHD: Tensor, rectangle: Rectangle) -> Tensor:
-    """The slots of a rectangle as [rows, width, heads, D]."""
-    return slots_MHD[rectangle.slots].unflatten(0, (rectangle.rows, rectangle.width))
-
-
 def _causal(queries: Tensor, keys: Tensor, values: Tensor, rectangle: Rectangle, settings: dict[str, Any]) -> Tensor:
     """Each row a sequence of its own. Empty slots come last, where no token of the sequence looks."""
-    query, key, value = (_rows(part, rectangle).transpose(1, 2) for part in (queries, keys, values))
+    query, key, value = (rectangle.of(part).transpose(1, 2) for part in (queries, keys, values))
     gqa = query.shape[1] != key.shape[1]
     found = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=gqa, **settings)
     return found.transpose(1, 2).flatten(0, 1)
@@ -133,10 +128,10 @@ def _branching(
     """Each row attends to the slots of its trunk and to its own."""
 
     def with_trunk(slots_MHD: Tensor) -> Tensor:
-        before = _rows(slots_MHD, trunks)[:, : part.trunk_slots].index_select(0, part.trunk_R)
-        return torch.cat([before, _rows(slots_MHD, part.rectangle)], dim=1).transpose(1, 2)
+        before = trunks.of(slots_MHD)[:, : part.trunk_slots].index_select(0, part.trunk_R)
+        return torch.cat([before, part.rectangle.of(slots_MHD)], dim=1).transpose(1, 2)
 
-    query = _rows(queries, part.rectangle).transpose(1, 2)
+    query = part.rectangle.of(queries).transpose(1, 2)
     key, value = with_trunk(keys), with_trunk(values)
     gqa = query.shape[1] != key.shape[1]
     bias = part.bias_R1TK.to(query.dtype)

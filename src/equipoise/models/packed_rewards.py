@@ -11,18 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.models.decoder_blocks import BlockSpec, block_specs, packed_hidden
+from equipoise.models.decoder_blocks import BlockSpec, packed_hidden, specs_here
 from equipoise.models.packed_attention import longest_packed
 from equipoise.models.packing import pack
 from equipoise.models.policy_module import UNFIT
-from equipoise.models.products import NotPlain, dtype_of_products
+from equipoise.models.products import NotPlain
+from equipoise.models.usual_block import relative_difference
 
 TOLERANCE = 1e-4  # relative, root mean squares; float32 leaves about 1e-6
-
-
-def reward_blocks(model: Any) -> list[BlockSpec]:
-    """The blocks of a sequence classifier. Raises NotPlain where it does more than the usual block."""
-    return block_specs(model, dtype_of_products(model.get_input_embeddings().weight))
 
 
 def packed_logits(
@@ -65,10 +61,10 @@ def packing_fault(model: Any) -> str | None:
     model.eval()
     try:
         padded = model(input_ids=ids, attention_mask=mask).logits.float()
-        packed = packed_logits(model, reward_blocks(model), ids, mask, 2).float()
+        packed = packed_logits(model, specs_here(model), ids, mask, 2).float()
     except (NotPlain, *UNFIT) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         model.train(was_training)
-    difference = float((packed - padded).square().mean().sqrt() / padded.square().mean().sqrt().clamp(min=1e-12))
+    difference = relative_difference(packed, padded)
     return None if difference <= TOLERANCE else f"its outputs differ by {difference:.1e}"

@@ -47,6 +47,10 @@ class Rectangle:
     def slots(self) -> slice:
         return slice(self.start, self.start + self.rows * self.width)
 
+    def of(self, slots_M: Tensor) -> Tensor:
+        """Its part of all slots [M, ...], as [rows, width, ...]."""
+        return slots_M[self.slots].unflatten(0, (self.rows, self.width))
+
 
 @dataclass(frozen=True)
 class Branches:
@@ -76,6 +80,10 @@ class Group(NamedTuple):
     end: int
 
     @property
+    def trunk(self) -> slice:
+        return slice(self.start, self.middle)
+
+    @property
     def branches(self) -> slice:
         return slice(self.middle, self.end)
 
@@ -95,6 +103,12 @@ class Packing:
     trunks: Rectangle | None  # prompts of two rows or more
     branches: tuple[Branches, ...]  # their completions
     groups: tuple[Group, ...]  # trunks with at least one token behind them
+
+    @property
+    def rectangles(self) -> list[Rectangle]:
+        """All of them, in the order of their slots."""
+        trunks = [] if self.trunks is None else [self.trunks]
+        return [*self.alone, *trunks, *(part.rectangle for part in self.branches)]
 
     @property
     def num_tokens(self) -> int:

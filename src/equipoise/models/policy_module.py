@@ -21,14 +21,15 @@ from equipoise.errors import ConfigError
 from equipoise.functional.logprobs import ProjectedScores, chunked_logprobs, linear_logprobs
 from equipoise.functional.masking import at_least_float32
 from equipoise.models import packed_attention
-from equipoise.models.decoder_blocks import block_specs, packed_hidden
+from equipoise.models.decoder_blocks import block_specs, packed_hidden, specs_here
 from equipoise.models.packing import Packing, pack
 from equipoise.models.products import NotPlain, dtype_of_products
+from equipoise.models.usual_block import relative_difference
 
 logger = logging.getLogger(__name__)
 
 # What a model whose layers do not take our attention, or are not what their names say, may raise in a probe.
-UNFIT = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
+UNFIT = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 PROJECTION_CHUNK = 1024  # positions projected onto the vocabulary at once: chunk x V is the largest temporary
 PROJECTION_NUMBERS = 2**25  # chunk x V is at most this, or 64 x V: 128 MiB in float32
 
@@ -210,9 +211,8 @@ class PolicyModule(nn.Module):
             ours = self._hidden_of(pack(ids_BL, mask_BL, 2))[mask_BL].float()
         except UNFIT as error:
             return f"{type(error).__name__}: {error}"
-        # Root mean squares: among many rounded numbers the largest difference grows with their number.
         allowed = 5e-2 if next(self._backbone.parameters()).dtype in (torch.bfloat16, torch.float16) else 1e-4
-        difference = float((ours - padded).square().mean().sqrt() / padded.square().mean().sqrt().clamp(min=1e-6))
+        difference = relative_difference(ours, padded)
         return None if difference <= allowed else f"its hidden states differ by {difference:.1e}"
 
     def _packing(self, ids_BL: Tensor, mask_BL: Tensor, first: int, wanted_BT: Tensor | None) -> Packing | None:
@@ -236,7 +236,7 @@ class PolicyModule(nn.Module):
         """Last hidden states [N, H] of the packed tokens."""
         if self._own_blocks and packing.ids_1N.device.type == "cpu":
             try:
-                specs = block_specs(self.causal, dtype_of_products(self.causal.get_input_embeddings().weight))
+                specs = specs_here(self.causal)
             except (NotPlain, *UNFIT) as error:  # a model may change after it was tried: hooks of a wrapper, a merge
                 self._say_own_layers(str(error))
             else:

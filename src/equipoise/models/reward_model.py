@@ -20,10 +20,10 @@ from equipoise.config import BackboneConfig, InputFormatConfig
 from equipoise.data import save_tokenizer_checked
 from equipoise.errors import CheckpointError, ConfigError, RewardError
 from equipoise.models.aspects import Aspect
-from equipoise.models.decoder_blocks import BlockSpec
+from equipoise.models.decoder_blocks import BlockSpec, specs_here
 from equipoise.models.loading import check_model_directory, default_device, resolve_precision
 from equipoise.models.packed_attention import longest_packed
-from equipoise.models.packed_rewards import packed_logits, packing_fault, reward_blocks
+from equipoise.models.packed_rewards import packed_logits, packing_fault
 from equipoise.models.policy_module import UNFIT
 from equipoise.models.products import NotPlain
 from equipoise.models.reward_backbone import Backbone, new_backbone, quiet_transformers, saved_backbone
@@ -85,7 +85,7 @@ class RewardModule(nn.Module):
         """
         device_type = batch["input_ids"].device.type
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            blocks = self.blocks_for(int(batch["attention_mask"].sum(dim=1).max()))
+            blocks = self.blocks_for(batch["input_ids"].shape[1])
             if blocks is None:
                 logits = self.model(**batch).logits
             else:
@@ -98,7 +98,7 @@ class RewardModule(nn.Module):
         if not self.packs or longest > longest_packed(self.model.config) or self.scale_K.device.type != "cpu":
             return None
         try:
-            return reward_blocks(self.model)
+            return specs_here(self.model)
         except (NotPlain, *UNFIT) as error:  # a model may change after it was tried: hooks of a wrapper, for one
             self.packs = False
             logger.warning("%s: rows are padded from now on, not packed: %s", type(self.model).__name__, error)
@@ -293,8 +293,8 @@ class RewardModel:
 
         Rows of similar length, or of the same prompt where rows are packed, share a batch, which holds no more tokens
         than `batch_size` rows of the longest have; the result is in the order given and does not depend on the batching
-        beyond rounding. With members the scores are
-        their mean, and `with_std` adds their unbiased (M - 1) standard deviation, [B, K]: the pair (mean, std).
+        beyond rounding. With members the scores are their mean, and `with_std` adds their unbiased (M - 1) standard
+        deviation, [B, K]: the pair (mean, std).
 
         Raises RewardError naming aspect and row for a prediction that is not finite, ConfigError for `with_std` of a
         model without members.
@@ -333,12 +333,8 @@ class RewardModel:
             with torch.no_grad():
                 longest = max(lengths, default=0)
                 packed = self.module.blocks_for(longest) is not None
-                batches = (
-                    prompt_batches(rows, batch_size * longest)
-                    if packed
-                    else length_batches(lengths, batch_size * longest)
-                )
-                for indices in batches:
+                tokens = batch_size * longest
+                for indices in prompt_batches(rows, tokens) if packed else length_batches(lengths, tokens):
                     parts = [rows[index] for index in indices]
                     batch = {name: tensor.to(self.device) for name, tensor in self.inputs.collate(parts).items()}
                     logits = self.module.logits([row.shared for row in parts], **batch)

@@ -9,20 +9,21 @@ pass makes of the gradient `w1 do`, the whole's result and its own `l1`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from equipoise.models.packing import Packing, Rectangle
+from equipoise.models.packing import Packing
 
 
 class Attended(NamedTuple):
-    """Of N tokens and H heads of width D."""
+    """Suffixes: B rows, T queries, H heads of width D; where N tokens lie side by side, N for B x T."""
 
-    out_NHD: Tensor
-    log_sums_NH: Tensor  # of exponentials of the scores
+    out: Tensor  # [B, H, T, D], or of tokens [N, H, D]
+    log_sums: Tensor  # of exponentials of the scores: [B, H, T], or [N, H]
 
 
 def attend_shared(query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor, packing: Packing, scaling: float) -> Tensor:
@@ -35,13 +36,12 @@ class _SharedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
-        repeats = query.shape[1] // key.shape[1]
         out, own_sums = _each_to_itself(query, key, value, packing, scaling)
         own_share, sums_of_trunk = torch.ones_like(own_sums), []
         for group in packing.groups:
-            trunk, branches = slice(group.start, group.middle), group.branches
-            keys, values = _repeated(key[trunk], repeats), _repeated(value[trunk], repeats)
-            found, sums = _flash(query[branches], keys, values, scaling)
+            branches = group.branches
+            parts = (query[branches], key[group.trunk], value[group.trunk])
+            found, sums = (_by_token(part) for part in _flash(*map(_by_head, parts), causal=False, scaling=scaling))
             sums_of_trunk.append(sums)
             own_share[branches] = torch.sigmoid(own_sums[branches] - sums)
             share = torch.sigmoid(sums - own_sums[branches])
@@ -55,72 +55,71 @@ class _SharedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_NHD: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, own_sums, own_share, *sums_of_trunk = ctx.saved_tensors
         packing: Packing = ctx.packing
-        key_heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
         own = Attended(out, own_sums)
         grads = _each_to_itself_backward(grad_NHD * own_share[..., None], query, key, value, own, packing, ctx.scaling)
         for group, sums in zip(packing.groups, sums_of_trunk, strict=True):
-            trunk, branches = slice(group.start, group.middle), group.branches
-            keys, values = _repeated(key[trunk], repeats), _repeated(value[trunk], repeats)
+            trunk, branches = group.trunk, group.branches
             share = torch.sigmoid(sums - own_sums[branches])
-            of_query, of_key, of_value = _flash_backward(
-                grad_NHD[branches] * share[..., None],
-                query[branches],
-                keys,
-                values,
-                Attended(out[branches], sums),
-                ctx.scaling,
-            )
-            grads[0][branches] += of_query
-            grads[1][trunk] += of_key.unflatten(1, (key_heads, repeats)).sum(2)
-            grads[2][trunk] += of_value.unflatten(1, (key_heads, repeats)).sum(2)
+            parts = (grad_NHD[branches] * share[..., None], query[branches], key[trunk], value[trunk])
+            attended = Attended(_by_head(out[branches]), _by_head(sums))
+            found = _flash_backward(*map(_by_head, parts), attended=attended, causal=False, scaling=ctx.scaling)
+            for grad, place, part in zip(grads, (branches, trunk, trunk), found, strict=True):
+                grad[place] += _by_token(part)
         return *grads, None, None
 
 
-def _repeated(heads_NKD: Tensor, repeats: int) -> Tensor:
-    return heads_NKD if repeats == 1 else heads_NKD.repeat_interleave(repeats, dim=1)
+def _by_head(part: Tensor) -> Tensor:
+    """[T, heads, ...] as a single row [1, heads, T, ...]."""
+    return part.transpose(0, 1)[None]
 
 
-def _flash(query_THD: Tensor, key_SHD: Tensor, value_SHD: Tensor, scaling: float) -> Attended:
-    """Every query to every key: [T, H, D], [T, H]."""
-    parts = (part.transpose(0, 1)[None] for part in (query_THD, key_SHD, value_SHD))
-    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, False, scale=scaling)
-    return Attended(out[0].transpose(0, 1), sums[0].transpose(0, 1))
+def _by_token(part: Tensor) -> Tensor:
+    """The inverse of `_by_head`."""
+    return part[0].transpose(0, 1)
+
+
+def _flash(query_BHTD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, *, causal: bool, scaling: float) -> Attended:
+    """torch's attention of a CPU, which takes as many key heads as query heads."""
+    repeats = query_BHTD.shape[1] // key_BKSD.shape[1]
+    keys, values = _repeated(key_BKSD, repeats), _repeated(value_BKSD, repeats)
+    return Attended(
+        *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query_BHTD, keys, values, 0.0, causal, scale=scaling
+        )
+    )
+
+
+def _repeated(part_BKSD: Tensor, repeats: int) -> Tensor:
+    return part_BKSD if repeats == 1 else part_BKSD.repeat_interleave(repeats, dim=1)
 
 
 def _flash_backward(
-    grad_THD: Tensor, query_THD: Tensor, key_SHD: Tensor, value_SHD: Tensor, attended: Attended, scaling: float
+    grad_BHTD: Tensor,
+    query_BHTD: Tensor,
+    key_BKSD: Tensor,
+    value_BKSD: Tensor,
+    *,
+    attended: Attended,
+    causal: bool,
+    scaling: float,
 ) -> list[Tensor]:
-    parts = [part.transpose(0, 1)[None] for part in (grad_THD, query_THD, key_SHD, value_SHD, attended.out_NHD)]
-    found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *parts, attended.log_sums_NH.transpose(0, 1)[None].contiguous(), 0.0, False, scale=scaling
+    """Gradients of queries, keys and values, the last two summed over the query heads that share them."""
+    key_heads, repeats = key_BKSD.shape[1], query_BHTD.shape[1] // key_BKSD.shape[1]
+    keys, values = _repeated(key_BKSD, repeats), _repeated(value_BKSD, repeats)
+    of_query, *of_rest = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_BHTD, query_BHTD, keys, values, attended.out, attended.log_sums.contiguous(), 0.0, causal, scale=scaling
     )
-    return [part[0].transpose(0, 1) for part in found]
-
-
-def _own_rectangles(packing: Packing) -> list[Rectangle]:
-    """All sequences, trunks and branches alike, in the order of their slots."""
-    trunks = [] if packing.trunks is None else [packing.trunks]
-    return [*packing.alone, *trunks, *(part.rectangle for part in packing.branches)]
-
-
-def _rows(slots_M: Tensor, rectangle: Rectangle) -> Tensor:
-    """[M, heads, ...] to [rows, heads, width, ...]."""
-    return slots_M[rectangle.slots].unflatten(0, (rectangle.rows, rectangle.width)).transpose(1, 2)
+    return [of_query, *(part.unflatten(1, (key_heads, repeats)).sum(2) for part in of_rest)]
 
 
 def _each_to_itself(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Attended:
     """Causal attention within every sequence, back in the order of tokens."""
     slots = [part.index_select(0, packing.source_M) for part in (query, key, value)]
-    outs, sums = [], []
-    for rectangle in _own_rectangles(packing):
-        queries, keys, values = (_rows(part, rectangle) for part in slots)
-        repeats = queries.shape[1] // keys.shape[1]
-        out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            queries, _repeated(keys, repeats), _repeated(values, repeats), 0.0, True, scale=scaling
-        )
-        outs.append(out.transpose(1, 2).flatten(0, 1))
-        sums.append(log_sums.transpose(1, 2).flatten(0, 1))
-    return Attended(torch.cat(outs).index_select(0, packing.slot_N), torch.cat(sums).index_select(0, packing.slot_N))
+    found = [
+        _flash(*(rectangle.of(part).transpose(1, 2) for part in slots), causal=True, scaling=scaling)
+        for rectangle in packing.rectangles
+    ]
+    return Attended(*(_to_tokens(parts, packing) for parts in zip(*found, strict=True)))
 
 
 def _each_to_itself_backward(
@@ -131,15 +130,14 @@ def _each_to_itself_backward(
     empty_M = packing.filled_M1[:, 0] == 0
     slots[0][empty_M] = 0.0
     slots[-1][empty_M] = torch.inf  # e^(score - inf) = 0: an empty slot has attended to nothing
-    found: list[list[Tensor]] = [[], [], []]
-    for rectangle in _own_rectangles(packing):
-        grads, queries, keys, values, outs, sums = (_rows(part, rectangle) for part in slots)
-        key_heads, repeats = keys.shape[1], queries.shape[1] // keys.shape[1]
-        of_query, of_key, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grads, queries, _repeated(keys, repeats), _repeated(values, repeats), outs, sums.contiguous(), 0.0, True,
-            scale=scaling,
-        )  # fmt: skip
-        of_key, of_value = (part.unflatten(1, (key_heads, repeats)).sum(2) for part in (of_key, of_value))
-        for kept, part in zip(found, (of_query, of_key, of_value), strict=True):
-            kept.append(part.transpose(1, 2).flatten(0, 1))
-    return [torch.cat(parts).index_select(0, packing.slot_N) for parts in found]
+    found = []
+    for rectangle in packing.rectangles:
+        *parts, out, sums = (rectangle.of(part).transpose(1, 2) for part in slots)
+        found.append(_flash_backward(*parts, attended=Attended(out, sums), causal=True, scaling=scaling))
+    return [_to_tokens(parts, packing) for parts in zip(*found, strict=True)]
+
+
+def _to_tokens(parts: Sequence[Tensor], packing: Packing) -> Tensor:
+    """What was found for the rectangles, [rows, heads, width, ...] each, in the order of tokens [N, heads, ...]."""
+    slots_M = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])
+    return slots_M.index_select(0, packing.slot_N)

@@ -7,7 +7,6 @@ are too short to be shared between cores.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,13 +104,3 @@ def _following(logs: dict[str, Path], say: Callable[[str], None]) -> Iterator[No
         over.set()
         thread.join()
         look()
-
-
-@contextmanager
-def clocked(add: Callable[[float], None]) -> Iterator[None]:
-    """Hands the seconds that the block took to `add`, also where it fails."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        add(time.perf_counter() - began)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from equipoise.rollout.scorers import RewardModelScorer, Scorer
 from equipoise.sandbox.datasets import Raters, scored_rows
 from equipoise.sandbox.models import SIZES
 from equipoise.sandbox.prompts import prompts as sandbox_prompts
-from equipoise.studies.apart import clocked, run_apart
+from equipoise.studies.apart import run_apart
 from equipoise.studies.jobs import locked
 from equipoise.studies.judging import agreement, evaluation_of, judge_rows, rows_of_texts
 
@@ -110,12 +111,7 @@ class Study:
             self.say(f"{place}{name}: done before, in {self.state['stages'][name]:.0f} s")
             return
         self.say(f"{place}{name}: {STAGES.get(name, 'the controls that take long')}")
-
-        def took(seconds: float) -> None:
-            self.add_seconds(name, seconds)
-            self.add_clock_seconds(seconds)
-
-        with clocked(took):
+        with self.clocked(name):
             work()
             self.state["done"].append(name)
 
@@ -123,10 +119,20 @@ class Study:
         """More seconds of a stage, to be saved."""
         self.state["stages"][name] = self.state["stages"].get(name, 0.0) + seconds
 
-    def add_clock_seconds(self, seconds: float) -> None:
-        """More seconds by the clock, those of stages side by side once; saves the state."""
-        self.state["seconds"] = self.state.get("seconds", 0.0) + seconds
-        self.save()
+    @contextmanager
+    def clocked(self, stage: str | None = None) -> Iterator[None]:
+        """Add what the block takes to the seconds by the clock, and to a stage's; the state is saved, whatever happens.
+
+        Stages side by side share a block and so count once."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            if stage is not None:
+                self.add_seconds(stage, seconds)
+            self.state["seconds"] = self.state.get("seconds", 0.0) + seconds
+            self.save()
 
     def save(self) -> None:
         """Write the state."""
@@ -220,8 +226,9 @@ def _run(study: Study, lock: IO[str]) -> Path:
     study.stage("reward", lambda: _train_reward(study))
     if study.command is not None and study.workers > 1:
         _methods_apart(study, study.command, lock)
-    for name in METHODS:
-        study.stage(name, lambda name=name: _TRAIN[name](study))
+    else:
+        for name in METHODS:
+            study.stage(name, lambda name=name: _TRAIN[name](study))
     study.stage("evaluation", lambda: evaluate_stage(study, METHODS))
     study.stage("controls", lambda: _controls(study))
     study.state |= {"finished": now(), **_facts(study)}
@@ -244,7 +251,7 @@ def _methods_apart(study: Study, command: Callable[[str], list[str]], lock: IO[s
             study.state["done"].append(name)
         study.save()
 
-    with clocked(study.add_clock_seconds):
+    with study.clocked():
         run_apart(study.out, left, command, workers=study.workers, lock=lock, say=study.say, ended=ended)
 
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification
 
 from equipoise.config import BackboneConfig
 from equipoise.models import packed_rewards
-from equipoise.models.packed_rewards import packed_logits, packing_fault, reward_blocks
+from equipoise.models.decoder_blocks import specs_here
+from equipoise.models.packed_rewards import packed_logits, packing_fault
 from equipoise.models.packing import pack
 from equipoise.models.products import NotPlain
 from equipoise.models.reward_inputs import EncodedRow, prompt_batches
@@ -73,7 +74,7 @@ def with_gradients(model: Any, logits: Tensor) -> tuple[Tensor, dict[str, Tensor
 def test_outputs_and_gradients_are_those_of_padded_rows(case: str, shared: int | tuple[int, ...]) -> None:
     model = classifier(case).train()
     ids, mask = rows_of()
-    ours, our_gradients = with_gradients(model, packed_logits(model, reward_blocks(model), ids, mask, shared))
+    ours, our_gradients = with_gradients(model, packed_logits(model, specs_here(model), ids, mask, shared))
     theirs, their_gradients = with_gradients(model, model(input_ids=ids, attention_mask=mask).logits)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     assert our_gradients.keys() == their_gradients.keys()
@@ -189,7 +190,7 @@ def test_a_model_that_changed_is_padded_and_says_so(tmp_path: Path, caplog: pyte
     expected = model.score(*texts())
     model.module.model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     with pytest.raises(NotPlain):
-        reward_blocks(model.module.model)
+        specs_here(model.module.model)
     with caplog.at_level(logging.WARNING):
         torch.testing.assert_close(model.score(*texts()), expected, rtol=1e-4, atol=1e-4)
     assert [record for record in caplog.records if "padded from now on" in record.message]
@@ -216,5 +217,5 @@ def test_a_row_that_ends_with_the_pad_token_is_read_where_transformers_reads_it(
     ids, mask = rows_of()
     ids[2, 5:7] = PAD  # the response's own words
     with torch.no_grad():
-        ours = packed_logits(model, reward_blocks(model), ids, mask, SHARED)
+        ours = packed_logits(model, specs_here(model), ids, mask, SHARED)
         torch.testing.assert_close(ours.float(), model(input_ids=ids, attention_mask=mask).logits.float())
