@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.models.grouped_cache import GroupedCache, attend
+from equipoise.models.decode_ops import CompiledOps, Heads, TorchOps, ops_for
+from equipoise.models.grouped_cache import GroupedCache
 from equipoise.models.machine import memory_bytes
 from equipoise.models.policy_module import PolicyModule
 from equipoise.models.products import NotPlain, Product, dtype_of_products, is_packable
-from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual
+from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual, is_silu
 
 MEMORY_SHARE = 0.25  # of the machine's memory that the copied weights may take
 
@@ -35,11 +36,14 @@ class DecodeStep:
         self._dtype = product_dtype(module)
         # Attention of a few rows in bfloat16 takes torch several times its float32 on a CPU.
         self.cache_dtype = torch.float64 if self._embed.weight.dtype == torch.float64 else torch.float32
-        self._blocks = [_Block(layer, self._dtype) for layer in backbone.layers]
+        products = self._embed.weight.new_empty(0, dtype=self._dtype)
+        self._ops = ops_for(int(backbone.layers[0].self_attn.head_dim), self._embed.weight, products)
+        self._blocks = [_Block(layer, self._dtype, self._ops) for layer in backbone.layers]
         self._norm = Norm.of(backbone.norm)
         self._head = Product([causal.get_output_embeddings()], self._dtype)
         self._transform = module.transform
 
+    @torch.no_grad()
     def __call__(self, tokens_B: Tensor, positions_B: Tensor, cache: GroupedCache) -> Tensor:
         """Feed a token per row at its position; float32 logits [B, V].
 
@@ -51,53 +55,44 @@ class DecodeStep:
             # In the type of the model's own hidden states, which rounds them as its own pass does.
             cos_1BD, sin_1BD = self._rotary(hidden_BH, positions_B[None])
             rotation = Rotation.of(cos_1BD[0].to(self.cache_dtype), sin_1BD[0].to(self.cache_dtype))
+            added_BH = None
             for block, layer in zip(self._blocks, cache.layers, strict=True):
-                hidden_BH = block(hidden_BH, rotation, layer)
-            logits_BV = self._head(self._norm(hidden_BH).to(self._dtype)).to(self.cache_dtype)
+                hidden_BH, added_BH = block(hidden_BH, added_BH, rotation, layer)
+            _, normed_BH = self._ops.add_norm(self._norm, hidden_BH, added_BH, self._dtype)
+            logits_BV = self._head(normed_BH).to(self.cache_dtype)
             return (logits_BV if self._transform is None else self._transform(logits_BV)).float()
 
 
 class _Block:
     """One decoder layer."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype, ops: TorchOps | CompiledOps) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._dtype = dtype
-        self._head_width, self._scaling = int(attention.head_dim), float(attention.scaling)
+        self._dtype, self._ops = dtype, ops
         self._before_attention = Norm.of(layer.input_layernorm)
         self._before_mlp = Norm.of(layer.post_attention_layernorm)
         norms = [getattr(attention, name, None) for name in HEAD_NORMS]
-        self._query_norm, self._key_norm = (None if norm is None else Norm.of(norm) for norm in norms)
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self._queries = attention.q_proj.out_features // self._head_width
-        self._keys = attention.k_proj.out_features // self._head_width
-        self._in = Product(projections, dtype)
+        query_norm, key_norm = (None if norm is None else Norm.of(norm) for norm in norms)
+        width = int(attention.head_dim)
+        key_heads = attention.k_proj.out_features // width
+        self._heads = Heads(query_norm, key_norm, width, key_heads, float(attention.scaling))
+        self._in = Product([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
         self._out = Product([attention.o_proj], dtype)
         self._gate_and_up, self._down = Product([mlp.gate_proj, mlp.up_proj], dtype), Product([mlp.down_proj], dtype)
-        self._activation = mlp.act_fn
+        self._activation = None if is_silu(mlp.act_fn) else mlp.act_fn
 
-    def __call__(self, hidden_BH: Tensor, rotation: Rotation, layer: Any) -> Tensor:
-        projected = self._in(self._before_attention(hidden_BH).to(self._dtype))
-        attended_BH = self._attention(projected, rotation, layer)
-        hidden_BH = hidden_BH + self._out(attended_BH.to(self._dtype))
-        gate, up = self._gate_and_up(self._before_mlp(hidden_BH).to(self._dtype)).chunk(2, dim=-1)
-        return hidden_BH + self._down(self._activation(gate).mul_(up))
-
-    def _attention(self, projected: Tensor, rotation: Rotation, layer: Any) -> Tensor:
-        """Of the projected queries, keys and values of one token per row; [B, heads * D] in the cache's type."""
-        heads_BND = projected.to(layer.cache.dtype).unflatten(-1, (-1, self._head_width))
-        turned = self._queries + self._keys
-        if self._query_norm is None or self._key_norm is None:
-            rotated_BND = rotation.forward(heads_BND[:, :turned])
-        else:
-            normed = (
-                self._query_norm(heads_BND[:, : self._queries]),
-                self._key_norm(heads_BND[:, self._queries : turned]),
-            )
-            rotated_BND = rotation.forward(torch.cat([part.to(heads_BND.dtype) for part in normed], dim=1))
-        keys_BKTD, values_BKTD = layer.update(rotated_BND[:, self._queries :, None], heads_BND[:, turned:, None])
-        queries_BKRD = (rotated_BND[:, : self._queries] * self._scaling).unflatten(1, (self._keys, -1))
-        return attend(queries_BKRD, keys_BKTD, values_BKTD, layer).flatten(1)
+    def __call__(
+        self, hidden_BH: Tensor, added_BH: Tensor | None, rotation: Rotation, layer: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream and what the MLP adds to it; `added_BH` is what the layer before adds."""
+        hidden_BH, normed_BH = self._ops.add_norm(self._before_attention, hidden_BH, added_BH, self._dtype)
+        attended_BH = self._ops.attention(self._heads, self._in(normed_BH), rotation, layer, self._dtype)
+        hidden_BH, normed_BH = self._ops.add_norm(self._before_mlp, hidden_BH, self._out(attended_BH), self._dtype)
+        joined = self._gate_and_up(normed_BH)
+        if self._activation is None:
+            return hidden_BH, self._down(self._ops.gated(joined))
+        gate, up = joined.chunk(2, dim=-1)
+        return hidden_BH, self._down(self._activation(gate).mul_(up))
 
 
 def most_copied() -> float:

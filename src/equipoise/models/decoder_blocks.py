@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from equipoise.models.packed_attention import attend_packed
 from equipoise.models.packing import Packing
 from equipoise.models.products import LinearParts, NotPlain, dtype_of_products, multiplied
-from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual
+from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual, is_silu
 
 Grads = list[Tensor | None]
 
@@ -121,7 +121,7 @@ class BlockSpec:
     @classmethod
     def of(cls, layer: Any, dtype: torch.dtype) -> BlockSpec:
         attention, mlp = layer.self_attn, layer.mlp
-        if type(mlp.act_fn) is not nn.SiLU and type(mlp.act_fn).__name__ != "SiLUActivation":
+        if not is_silu(mlp.act_fn):
             raise NotPlain(f"its MLP activates by {type(mlp.act_fn).__name__}")
 
         def linear(part: nn.Module) -> Linear:

@@ -39,7 +39,7 @@ class _OwnTokens(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one token per row; returns the rows' own keys and values so far [B, Hkv, T, D]."""
-        buffers = self._with_room(key_states, value_states)
+        buffers = self.own()
         cache, rows = self.cache, len(key_states)
         for buffer, new in zip(buffers, (key_states, value_states), strict=True):
             if cache.same_length:
@@ -49,17 +49,18 @@ class _OwnTokens(DynamicLayer):
         keys, values = buffers
         return keys[:rows, :, : cache.longest + 1], values[:rows, :, : cache.longest + 1]
 
-    def _with_room(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows' own tokens [>= B, Hkv, room, D], with room for one more in every row."""
         if self.buffers is None or self.buffers[0].shape[2] <= self.cache.longest:
             room = FIRST_ROOM if self.buffers is None else 2 * self.buffers[0].shape[2]
-            self.resize(key_states, value_states, room=min(max(room, self.cache.longest + 1), self.cache.most_tokens))
+            self.resize(room=min(max(room, self.cache.longest + 1), self.cache.most_tokens))
         assert self.buffers is not None
         return self.buffers
 
-    def resize(self, keys: Tensor, values: Tensor, *, room: int) -> None:
+    def resize(self, *, room: int) -> None:
         """Buffers for the batch's rows with `room` tokens each; what was written stays."""
         grown = []
-        for number, like in enumerate((keys, values)):
+        for number, like in enumerate((self.prompt_keys, self.prompt_values)):
             # Zeros: what a row has not written is hidden by a weight of 0, and 0 times a stray NaN is NaN.
             new = like.new_zeros(len(self.cache.lengths_B), like.shape[1], room, like.shape[3])
             if self.buffers is not None:
@@ -82,7 +83,7 @@ class _OwnTokens(DynamicLayer):
         self.prompt_keys = _stacked(self.prompt_keys, other_keys)
         self.prompt_values = _stacked(self.prompt_values, other_values)
         if self.buffers is not None:
-            self.resize(*self.buffers, room=self.buffers[0].shape[2])
+            self.resize(room=self.buffers[0].shape[2])
 
     def get_seq_length(self) -> int:
         """Tokens of the longest row, its prompt included."""
@@ -153,6 +154,7 @@ class GroupedCache(Cache):
         )
         self.slots_B = None if in_order else slots_B
         hidden = ~self.prompt_mask_PS
+        self.hidden_of_P = hidden.sum(dim=1)  # on the left
         self.prompt_hidden_PS = hidden if bool(hidden.any()) else None
 
     def _hidden(self) -> Tensor | None:

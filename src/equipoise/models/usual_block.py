@@ -62,6 +62,11 @@ def _check_parts(layer: Any) -> None:
         raise NotPlain("its attention has dropout")
 
 
+def is_silu(activation: Any) -> bool:
+    """Whether an MLP's gate is activated by `x sigmoid(x)`."""
+    return type(activation) is nn.SiLU or type(activation).__name__ == "SiLUActivation"
+
+
 def _does_more(part: nn.Module) -> bool:
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
     return any(hooks) or "forward" in vars(part)

@@ -17,6 +17,7 @@ from torch import Tensor
 from equipoise.config import SamplingConfig
 from equipoise.data import PromptRecord, TruncationCounter, encode_prompt, pad_left
 from equipoise.errors import ConfigError
+from equipoise.kernels import cpu
 from equipoise.models.policy import Policy
 from equipoise.models.sharding import whole_weights
 from equipoise.rollout.decoding import Batch, make_batch
@@ -264,8 +265,11 @@ def sample_tokens(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfi
         logprobs = torch.log_softmax(logits_BV, dim=-1)
         tokens = logits_BV.argmax(dim=-1)
         return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    cuts = sampling.top_k is not None or (sampling.top_p is not None and sampling.top_p < 1)
+    if not cuts and logits_BV.dtype == torch.float32 and logits_BV.is_contiguous() and cpu.fit(logits_BV):
+        return cpu.sample_tokens(logits_BV, uniforms_B, sampling.temperature)
     logits = logits_BV if sampling.temperature == 1 else logits_BV / sampling.temperature
-    if sampling.top_k is not None or (sampling.top_p is not None and sampling.top_p < 1):
+    if cuts:
         logits = _cut_tail(logits, sampling.top_k, sampling.top_p)
     highest_B1 = logits.amax(dim=-1, keepdim=True)
     weights_BV = (logits - highest_B1).exp_()

@@ -159,7 +159,8 @@ def test_hooks_and_changed_layers_are_respected(tmp_path: Path) -> None:
 
 def test_a_layer_that_looks_usual_and_is_not_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = toy(tmp_path / "model")
-    monkeypatch.setattr(decode_step.Rotation, "forward", lambda self, heads: heads)
+    rotation = decode_step.Rotation.of
+    monkeypatch.setattr(decode_step.Rotation, "of", staticmethod(lambda cos, sin: rotation(cos, -sin)))
     assert decoding._own_step(policy) is None
     monkeypatch.undo()
     assert decoding._own_step(policy) is None, "tried once"

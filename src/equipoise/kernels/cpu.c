@@ -1,0 +1,341 @@
+// What a decode step does between its matrix products, in one call each; models/kernels and cpu.py beside this file say
+// when. Every function has a twin of torch calls in the package that computes the same; tests hold the two together.
+//
+// Numbers are float32 or bfloat16 in memory, as a type says, and float32 in registers; they are rounded where torch
+// rounds them. A row is computed in one order whatever the threads and the rows beside it, so results do not depend on
+// either. No function allocates what it returns, and none looks beyond the sizes that it is given.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+
+#define INLINED static inline __attribute__((always_inline))
+#define ALONE 16384  // numbers below which waking other threads takes longer than the work
+
+static inline float widened(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+// To the nearest, ties to even, as torch rounds; what is not a number stays none.
+static inline uint16_t narrowed(float wide) {
+    uint32_t bits;
+    memcpy(&bits, &wide, 4);
+    uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)nearest;
+}
+
+static inline float rounded(float wide, int type) { return type == BFLOAT16 ? widened(narrowed(wide)) : wide; }
+
+INLINED void load(float *to, const void *from, int64_t start, int64_t count, int type) {
+    if (type == FLOAT32) {
+        memcpy(to, (const float *)from + start, count * sizeof(float));
+        return;
+    }
+    const uint16_t *halves = (const uint16_t *)from + start;
+    for (int64_t i = 0; i < count; i++) to[i] = widened(halves[i]);
+}
+
+INLINED void store(void *to, int64_t start, const float *from, int64_t count, int type) {
+    if (type == FLOAT32) {
+        memcpy((float *)to + start, from, count * sizeof(float));
+        return;
+    }
+    uint16_t *halves = (uint16_t *)to + start;
+    for (int64_t i = 0; i < count; i++) halves[i] = narrowed(from[i]);
+}
+
+// e^x to about two units in the last place: 2^n e^r with |r| <= ln 2 / 2; 0 below the smallest normal number.
+static inline float exponential(float x) {
+    float bounded = x > 88.0f ? 88.0f : x;
+    float n = rintf(bounded * 1.44269504088896341f);
+    float r = fmaf(n, -0.693145751953125f, bounded);
+    r = fmaf(n, -1.42860682030941723e-6f, r);
+    float sum = 1.0f / 5040.0f;
+    sum = fmaf(sum, r, 1.0f / 720.0f);
+    sum = fmaf(sum, r, 1.0f / 120.0f);
+    sum = fmaf(sum, r, 1.0f / 24.0f);
+    sum = fmaf(sum, r, 1.0f / 6.0f);
+    sum = fmaf(sum, r, 0.5f);
+    sum = fmaf(sum, r, 1.0f);
+    sum = fmaf(sum, r, 1.0f);
+    int32_t exponent = (int32_t)(n < -126.0f ? -126.0f : n) + 127;
+    uint32_t bits = (uint32_t)exponent << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return x < -87.0f ? 0.0f : sum * power;
+}
+
+INLINED float squares(const float *row, int64_t width) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; i++) sum += row[i] * row[i];
+    return sum;
+}
+
+// hidden [rows, width] += added, unless that is NULL; normed = its RMS norm.
+void residual_norm(void *hidden, int hidden_type, const void *added, int added_type, const void *weight,
+                   int weight_type, void *normed, int normed_type, int64_t rows, int64_t width, float epsilon) {
+    int halves = hidden_type == BFLOAT16 && weight_type == BFLOAT16 ? BFLOAT16 : FLOAT32;
+#pragma omp parallel if (rows * width > ALONE)
+    {
+        float *row = malloc(3 * width * sizeof(float)), *other = row + width, *weights = other + width;
+        load(weights, weight, 0, width, weight_type);
+#pragma omp for
+        for (int64_t b = 0; b < rows; b++) {
+            load(row, hidden, b * width, width, hidden_type);
+            if (added != NULL) {
+                load(other, added, b * width, width, added_type);
+                for (int64_t i = 0; i < width; i++) row[i] = rounded(row[i] + other[i], hidden_type);
+                store(hidden, b * width, row, width, hidden_type);
+            }
+            float inverse = 1.0f / sqrtf(squares(row, width) / (float)width + epsilon);
+            for (int64_t i = 0; i < width; i++)
+                row[i] = rounded(rounded(row[i] * inverse, hidden_type) * weights[i], halves);
+            store(normed, b * width, row, width, normed_type);
+        }
+        free(row);
+    }
+}
+
+// gated [rows, width] = silu(gate) up of joined [rows, 2 width], gate first; all of one type.
+void silu_times(const void *joined, void *gated, int type, int64_t rows, int64_t width) {
+#pragma omp parallel if (rows * width > ALONE)
+    {
+        float *gate = malloc(2 * width * sizeof(float)), *up = gate + width;
+#pragma omp for
+        for (int64_t b = 0; b < rows; b++) {
+            load(gate, joined, 2 * b * width, 2 * width, type);
+            for (int64_t i = 0; i < width; i++) gate[i] = rounded(gate[i] / (1.0f + exponential(-gate[i])), type) * up[i];
+            store(gated, b * width, gate, width, type);
+        }
+        free(gate);
+    }
+}
+
+// x cos + swap(x) sin, where swap exchanges the halves and sin has the signs.
+INLINED void rotate(float *restrict to, const float *restrict head, const float *cos, const float *sin,
+                          int64_t width) {
+    int64_t half = width / 2;
+    for (int64_t d = 0; d < half; d++) to[d] = head[d] * cos[d] + head[d + half] * sin[d];
+    for (int64_t d = half; d < width; d++) to[d] = head[d] * cos[d] + head[d - half] * sin[d];
+}
+
+INLINED void head_norm(float *head, const float *weight, float epsilon, int64_t width) {
+    float inverse = 1.0f / sqrtf(squares(head, width) / (float)width + epsilon);
+    for (int64_t d = 0; d < width; d++) head[d] = head[d] * inverse * weight[d];
+}
+
+#define CACHED (256 * 1024)  // bytes that stay near a core
+
+#define LANES 8
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));  // two registers where one is shorter
+typedef int32_t places __attribute__((vector_size(4 * LANES)));
+
+static inline lanes read(const float *from) {
+    lanes found;
+    memcpy(&found, from, sizeof found);
+    return found;
+}
+
+static inline lanes everywhere(float x) { return x - (lanes){0}; }
+
+// Sums of neighbours, of the first half and then of the second.
+static inline lanes neighbours(lanes first, lanes second) {
+    return __builtin_shuffle(first, second, (places){0, 2, 4, 6, 8, 10, 12, 14}) +
+           __builtin_shuffle(first, second, (places){1, 3, 5, 7, 9, 11, 13, 15});
+}
+
+// scores[0 .. LANES) = query . keys[t], of which only the first `count` exist.
+INLINED void scored_tile(float *restrict scores, const float *query, const float *keys, int64_t count, int64_t width) {
+    lanes parts[LANES];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LANES; i++) {
+        const float *key = keys + (i < count ? i : 0) * width;
+        parts[i] = read(query) * read(key);
+        for (int64_t d = LANES; d < width; d += LANES) parts[i] += read(query + d) * read(key + d);
+    }
+#pragma GCC unroll 4
+    for (int level = LANES / 2; level > 0; level /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < level; i++) parts[i] = neighbours(parts[2 * i], parts[2 * i + 1]);
+    memcpy(scores, &parts[0], sizeof parts[0]);
+}
+
+// scores[t] = query . keys[t] for t < count; what follows them up to a multiple of LANES has no meaning.
+INLINED void scored(float *restrict scores, const float *query, const float *keys, int64_t count, int64_t width) {
+    int64_t t = 0;
+    for (; t + LANES <= count; t += LANES) scored_tile(scores + t, query, keys + t * width, LANES, width);
+    if (t < count) scored_tile(scores + t, query, keys + t * width, count - t, width);
+}
+
+// total += sum of weights[t] values[t]
+INLINED void mixed(lanes *total, const float *weights, const float *values, int64_t count, int64_t width) {
+    for (int64_t t = 0; t < count; t++) {
+        lanes weight = everywhere(weights[t]);
+#pragma GCC unroll 16
+        for (int64_t d = 0; d < width / LANES; d++) total[d] += weight * read(values + t * width + d * LANES);
+    }
+}
+
+// Attention of one scaled query to `before` prompt tokens and `own` tokens, whose softmax is one.
+INLINED void attend(float *out, const float *query, const float *prompt_keys, const float *prompt_values,
+                        int64_t before, const float *own_keys, const float *own_values, int64_t own, float *scores,
+                        int64_t width) {
+    scored(scores, query, prompt_keys, before, width);
+    scored(scores + before, query, own_keys, own, width);
+    float most = -INFINITY, sum = 0.0f;
+#pragma omp simd reduction(max : most)
+    for (int64_t t = 0; t < before + own; t++) most = scores[t] > most ? scores[t] : most;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = 0; t < before + own; t++) {
+        scores[t] = exponential(scores[t] - most);
+        sum += scores[t];
+    }
+    lanes total[width / LANES];
+    for (int64_t d = 0; d < width / LANES; d++) total[d] = everywhere(0.0f);
+    mixed(total, scores, prompt_values, before, width);
+    mixed(total, scores + before, own_values, own, width);
+    for (int64_t d = 0; d < width / LANES; d++) {
+        total[d] /= sum;
+        memcpy(out + d * LANES, &total[d], sizeof total[d]);
+    }
+}
+
+// What `decode_attention` is given.
+typedef struct {
+    const void *projected;
+    const float *cos, *sin, *query_norm, *key_norm, *prompt_keys, *prompt_values;
+    float *own_keys, *own_values;
+    const int64_t *prompt_of, *hidden_of, *lengths;
+    void *attended;
+    int64_t rows, queries, keys, room, length;
+    float epsilon, scaling;
+    int type, attended_type;
+} Step;
+
+// One key head of one row, and the query heads that share it. `width` is the last argument everywhere: known to the
+// compiler where it is a usual one, and sums then stay in registers.
+INLINED void row_attention(const Step *step, int64_t key, int64_t b, float *scratch, int64_t width) {
+    float *head = scratch, *query = head + width, *out = query + width, *scores = out + width;
+    const float *cos = step->cos + b * width, *sin = step->sin + b * width;
+    int64_t repeats = step->queries / step->keys, joined = b * (step->queries + 2 * step->keys) * width;
+    int64_t own = (b * step->keys + key) * step->room * width, place = own + step->lengths[b] * width;
+    int64_t hidden = step->hidden_of[step->prompt_of[b]], before = step->length - hidden;
+    int64_t prompt = ((step->prompt_of[b] * step->keys + key) * step->length + hidden) * width;
+    load(head, step->projected, joined + (step->queries + key) * width, width, step->type);
+    if (step->key_norm != NULL) head_norm(head, step->key_norm, step->epsilon, width);
+    rotate(step->own_keys + place, head, cos, sin, width);
+    load(step->own_values + place, step->projected, joined + (step->queries + step->keys + key) * width, width,
+         step->type);
+    for (int64_t r = 0; r < repeats; r++) {
+        int64_t number = key * repeats + r;
+        load(head, step->projected, joined + number * width, width, step->type);
+        if (step->query_norm != NULL) head_norm(head, step->query_norm, step->epsilon, width);
+        rotate(query, head, cos, sin, width);
+        for (int64_t d = 0; d < width; d++) query[d] *= step->scaling;
+        attend(out, query, step->prompt_keys + prompt, step->prompt_values + prompt, before, step->own_keys + own,
+               step->own_values + own, step->lengths[b] + 1, scores, width);
+        store(step->attended, (b * step->queries + number) * width, out, width, step->attended_type);
+    }
+}
+
+INLINED void all_attention(const Step *step, int64_t width) {
+    int64_t rows = step->rows, keys = step->keys;
+    // A row's own numbers lie side by side; but where a prompt is longer than the cache, its rows take a head in turn.
+    int by_key = 2 * keys * step->length * width * (int64_t)sizeof(float) > CACHED;
+#pragma omp parallel
+    {
+        float *scratch = malloc((3 * width + step->length + step->room + 2 * LANES) * sizeof(float));
+#pragma omp for
+        for (int64_t i = 0; i < keys * rows; i++)
+            row_attention(step, by_key ? i / rows : i % keys, by_key ? i % rows : i / keys, scratch, width);
+        free(scratch);
+    }
+}
+
+// One token per row: rotate its projected queries and keys, write keys and values behind the row's own, and attend to
+// the row's prompt and its own tokens. projected [rows, (queries + 2 keys) width], cos and sin [rows, width], norms
+// [width] or NULL, own [>= rows, keys, room, width], prompt [prompts, keys, length, width] of which the first
+// hidden_of[prompt] are padding, lengths [rows] own tokens before this one; attended [rows, queries width]. The width
+// of a head is a multiple of LANES.
+void decode_attention(const void *projected, int type, const float *cos, const float *sin, const float *query_norm,
+                      const float *key_norm, float epsilon, float *own_keys, float *own_values,
+                      const float *prompt_keys, const float *prompt_values, const int64_t *prompt_of,
+                      const int64_t *hidden_of, const int64_t *lengths, int64_t rows, int64_t queries, int64_t keys,
+                      int64_t width, int64_t room, int64_t length, float scaling, void *attended, int attended_type) {
+    Step step = {projected,  cos,       sin,       query_norm, key_norm, prompt_keys, prompt_values,
+                 own_keys,   own_values, prompt_of, hidden_of,  lengths,  attended,    rows,
+                 queries,    keys,      room,      length,     epsilon,  scaling,     type,
+                 attended_type};
+    switch (width) {
+        case 32: all_attention(&step, 32); return;
+        case 64: all_attention(&step, 64); return;
+        case 128: all_attention(&step, 128); return;
+        default: all_attention(&step, width);
+    }
+}
+
+#define BLOCK 64  // logits whose weights are summed before the running sum
+
+static inline float weights_of(float *restrict weights, const float *restrict logits, int64_t count, float most,
+                               float temperature) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++) {
+        weights[i] = exponential(logits[i] / temperature - most);
+        sum += weights[i];
+    }
+    return sum;
+}
+
+// tokens [rows]: the first entry whose cumulative weight exp(logit / temperature) exceeds the uniform number's share of
+// the total; logprobs [rows] theirs. Where rounding leaves the share at or above a sum: the last entry of any weight.
+void sample_tokens(const float *logits, const float *uniforms, int64_t rows, int64_t vocabulary, float temperature,
+                   int64_t *tokens, float *logprobs) {
+    int64_t blocks = (vocabulary + BLOCK - 1) / BLOCK;
+#pragma omp parallel if (rows * vocabulary > ALONE)
+    {
+        float *sums = malloc(blocks * sizeof(float)), weights[BLOCK];
+#pragma omp for
+        for (int64_t b = 0; b < rows; b++) {
+            const float *row = logits + b * vocabulary;
+            float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+            for (int64_t i = 0; i < vocabulary; i++) most = row[i] > most ? row[i] : most;
+            most /= temperature;
+            double total = 0.0;
+            for (int64_t n = 0; n < blocks; n++) {
+                int64_t start = n * BLOCK, count = vocabulary - start < BLOCK ? vocabulary - start : BLOCK;
+                sums[n] = weights_of(weights, row + start, count, most, temperature);
+                total += sums[n];
+            }
+            double target = (double)uniforms[b] * total, before = 0.0;
+            int64_t chosen = 0, last = 0;
+            for (; chosen < blocks && before + sums[chosen] <= target; chosen++) {
+                before += sums[chosen];
+                if (sums[chosen] > 0.0f) last = chosen;
+            }
+            if (chosen == blocks) {
+                chosen = last;
+                target = INFINITY;
+            }
+            int64_t start = chosen * BLOCK, count = vocabulary - start < BLOCK ? vocabulary - start : BLOCK, token = 0;
+            weights_of(weights, row + start, count, most, temperature);
+            for (int64_t i = 0; i < count; i++) {
+                before += weights[i];
+                if (weights[i] > 0.0f) token = i;
+                if (before > target) break;
+            }
+            tokens[b] = start + token;
+            logprobs[b] = row[start + token] / temperature - most - (float)log(total);
+        }
+        free(sums);
+    }
+}
