@@ -1,4 +1,4 @@
-"""Compiles `cpu.c` for this processor, once per machine, and loads it.
+"""Compiles the loops for this processor, once per machine, and loads it.
 
 Nothing here is needed: without a C compiler the same is computed by torch's operations, and a warning says so once.
 EQUIPOISE_KERNELS=off asks for that.
@@ -21,7 +21,9 @@ from pathlib import Path
 logger = logging.getLogger("equipoise")
 
 SWITCH = "EQUIPOISE_KERNELS"
-SOURCE = Path(__file__).with_name("cpu.c")
+HERE = Path(__file__).parent
+SOURCES = (HERE / "decode.c", HERE / "blocks.c")
+HEADER = HERE / "numbers.h"
 # The loader finds torch's own libgomp by its name, so that both share one set of threads.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 COMPILERS = ("gcc", "cc")
@@ -37,7 +39,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they are switched off or cannot be had, which is said once."""
     found, reason = _found()
     if found is None and os.environ.get(SWITCH) != "off":
-        logger.warning("decode steps run as torch's operations, 1.2 to 1.4 times as slow on a CPU: %s", reason)
+        logger.warning("no compiled loops, so torch's operations do their work, and steps on a CPU are slower: %s", reason)
     return found
 
 
@@ -92,7 +94,8 @@ def _directory() -> Path:
 def _fingerprint(compiler: str) -> str:
     """Of all that decides what the compiled code is, the processor's abilities among it: homes are shared."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False, timeout=SECONDS)
-    parts = [SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), version.stdout, _processor()]
+    sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, HEADER)]
+    parts = [*sources, " ".join(FLAGS), version.stdout, _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -107,11 +110,11 @@ def _processor() -> str:
 
 
 def _compile(compiler: str, to: Path) -> None:
-    command = [compiler, *FLAGS, str(SOURCE), "-o", str(to), "-lm"]
+    command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(to), "-lm"]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
         raise NoKernels(f"{compiler} did not end within {SECONDS} s") from error
     if ended.returncode:
         first = (ended.stderr.strip().splitlines() or ["no message"])[0]
-        raise NoKernels(f"{compiler} failed on {SOURCE.name}: {first}")
+        raise NoKernels(f"{compiler} failed: {first}")

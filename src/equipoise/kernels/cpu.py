@@ -1,4 +1,4 @@
-"""Calls of the compiled functions with tensors. What each computes is said in `cpu.c`.
+"""Calls of the compiled functions with tensors. What each computes is said in `blocks.c` and `decode.c`.
 
 Callers see to it that `fit` holds; sizes and types are checked here, since C would read past an end without a word.
 """
@@ -17,12 +17,15 @@ LANES = 8  # a head's width is a multiple of it
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 _POINTER, _SIZE, _TYPE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_TYPED = [_POINTER, _TYPE]
 _ARGUMENTS = {
-    "residual_norm": [_POINTER, _TYPE] * 4 + [_SIZE] * 2 + [_NUMBER],
-    "silu_times": [_POINTER] * 2 + [_TYPE] + [_SIZE] * 2,
-    "decode_attention": [_POINTER, _TYPE, *[_POINTER] * 4, _NUMBER, *[_POINTER] * 7, *[_SIZE] * 6, _NUMBER]
-    + [_POINTER, _TYPE],
-    "sample_tokens": [_POINTER] * 2 + [_SIZE] * 2 + [_NUMBER] + [_POINTER] * 2,
+    "residual_norm": [*_TYPED * 2, _POINTER, *_TYPED * 2, _POINTER, *[_SIZE] * 2, _NUMBER],
+    "norm_gradients": [*_TYPED, _POINTER, *_TYPED * 4, _POINTER, *[_SIZE] * 2],
+    "rotate_heads": [*_TYPED, _POINTER, *_TYPED * 2, *[_SIZE] * 3, _TYPE],
+    "silu_times": [*[_POINTER] * 3, _TYPE, *[_SIZE] * 3],
+    "silu_gradients": [*[_POINTER] * 5, _TYPE, *[_SIZE] * 2],
+    "decode_attention": [*_TYPED, *[_POINTER] * 4, _NUMBER, *[_POINTER] * 7, *[_SIZE] * 6, _NUMBER, *_TYPED],
+    "sample_tokens": [*[_POINTER] * 2, *[_SIZE] * 2, _NUMBER, *[_POINTER] * 2],
 }
 
 
@@ -31,27 +34,90 @@ def fit(*tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype in TYPES for t in tensors) and library() is not None
 
 
-def residual_norm(hidden_BH: Tensor, added_BH: Tensor | None, weight_H: Tensor, epsilon: float, dtype: Any) -> Tensor:
-    """`hidden += added` in place, and its RMS norm in `dtype` [B, H]."""
-    normed = torch.empty_like(hidden_BH, dtype=dtype)
-    _check(hidden_BH.shape, hidden_BH, *(() if added_BH is None else (added_BH,)))
-    _check(hidden_BH.shape[-1:], weight_H)
-    added = hidden_BH if added_BH is None else added_BH
+def residual_norm(
+    hidden: Tensor,
+    added: Tensor | None,
+    weight_H: Tensor,
+    epsilon: float,
+    dtype: torch.dtype,
+    *,
+    in_place: bool = False,
+    with_inverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`hidden + added` [..., H], its RMS norm in `dtype`, and 1 / root mean square [..., 1] if asked for."""
+    width = hidden.shape[-1]
+    _check(hidden.shape, hidden, *(() if added is None else (added,)))
+    _check((width,), weight_H)
+    normed = torch.empty_like(hidden, dtype=dtype)
+    inverse = hidden.new_empty(*hidden.shape[:-1], 1, dtype=torch.float32) if with_inverse else None
+    total = hidden if added is None else torch.empty_like(hidden)
     _call(
-        "residual_norm", hidden_BH.data_ptr(), TYPES[hidden_BH.dtype], None if added_BH is None else added.data_ptr(),
-        TYPES[added.dtype], weight_H.data_ptr(), TYPES[weight_H.dtype], normed.data_ptr(), TYPES[dtype],
-        *hidden_BH.shape, epsilon,
+        "residual_norm", *_typed(hidden), *_typed(added), total.data_ptr(), *_typed(weight_H), *_typed(normed),
+        None if inverse is None else inverse.data_ptr(), hidden.numel() // max(width, 1), width, epsilon,
     )  # fmt: skip
-    return normed
+    return total, normed, inverse
 
 
-def silu_times(joined: Tensor) -> Tensor:
-    """`silu(gate) up` [B, I] of gate and up side by side [B, 2I]."""
-    rows, width = joined.shape[0], joined.shape[1] // 2
-    _check((rows, 2 * width), joined)
-    gated = joined.new_empty(rows, width)
-    _call("silu_times", joined.data_ptr(), gated.data_ptr(), TYPES[joined.dtype], rows, width)
-    return gated
+def norm_gradients(
+    inputs: Tensor,
+    inverse: Tensor,
+    weight_H: Tensor,
+    gradient: Tensor,
+    plus: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the inputs of an RMS norm [..., H], in `dtype` and added to `plus`, and of its weight (float32)."""
+    width = inputs.shape[-1]
+    _check(inputs.shape, inputs, gradient, *(() if plus is None else (plus,)))
+    _check((width,), weight_H)
+    _check((*inputs.shape[:-1], 1), inverse, dtype=torch.float32)
+    found = torch.empty_like(inputs, dtype=dtype)
+    of_weight = weight_H.new_empty(width, dtype=torch.float32) if for_weight else None
+    _call(
+        "norm_gradients", *_typed(inputs), inverse.data_ptr(), *_typed(weight_H), *_typed(gradient), *_typed(plus),
+        *_typed(found), None if of_weight is None else of_weight.data_ptr(), inputs.numel() // max(width, 1), width,
+    )  # fmt: skip
+    return found, of_weight
+
+
+def rotate_heads(
+    heads_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, dtype: torch.dtype, *, back: bool = False
+) -> Tensor:
+    """Heads of N positions turned, or turned back, in `dtype`; `sin_ND` has the signs, its first half negative."""
+    positions, heads, width = heads_NHD.shape
+    _check((positions, heads, width), heads_NHD)
+    _check((positions, width), cos_ND, sin_ND, dtype=cos_ND.dtype)
+    turned = torch.empty_like(heads_NHD, dtype=dtype)
+    angles = cos_ND.data_ptr(), *_typed(sin_ND)
+    sizes = positions, heads, width, -1 if back else 1
+    _call("rotate_heads", *_typed(heads_NHD), *angles, *_typed(turned), *sizes)
+    return turned
+
+
+def silu_times(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
+    """`silu(gate) up`, of two tensors or of the halves of one [N, 2I]."""
+    rows, width = gate_NI.shape
+    stride = gate_NI.stride(0) if rows > 1 else width
+    for part in (gate_NI, up_NI):
+        if part.shape != gate_NI.shape or part.stride(1) != 1 or (rows > 1 and part.stride(0) != stride):
+            raise ValueError(f"a kernel got {tuple(part.shape)}, strides {part.stride()}, for {tuple(gate_NI.shape)}")
+    if up_NI.dtype != gate_NI.dtype:
+        raise ValueError(f"a kernel got {up_NI.dtype} for {gate_NI.dtype}")
+    product = gate_NI.new_empty(rows, width)
+    pointers = gate_NI.data_ptr(), up_NI.data_ptr(), product.data_ptr()
+    _call("silu_times", *pointers, TYPES[gate_NI.dtype], rows, width, stride)
+    return product
+
+
+def silu_gradients(gate_NI: Tensor, up_NI: Tensor, gradient_NI: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up from that of their product, whose memory the second takes."""
+    _check(gate_NI.shape, gate_NI, up_NI, gradient_NI, dtype=gate_NI.dtype)
+    of_gate = torch.empty_like(gate_NI)
+    pointers = (t.data_ptr() for t in (gate_NI, up_NI, gradient_NI, of_gate, gradient_NI))
+    _call("silu_gradients", *pointers, TYPES[gate_NI.dtype], *gate_NI.shape)
+    return of_gate, gradient_NI
 
 
 def decode_attention(
@@ -105,6 +171,10 @@ def sample_tokens(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> 
     pointers = tokens.data_ptr(), logprobs.data_ptr()
     _call("sample_tokens", logits_BV.data_ptr(), uniforms_B.data_ptr(), *logits_BV.shape, temperature, *pointers)
     return tokens, logprobs
+
+
+def _typed(tensor: Tensor | None) -> tuple[int | None, int]:
+    return (None, 0) if tensor is None else (tensor.data_ptr(), TYPES[tensor.dtype])
 
 
 def _check(shape: Any, *tensors: Tensor, dtype: Any = None) -> None:

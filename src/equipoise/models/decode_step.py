@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.models.decode_ops import CompiledOps, Heads, TorchOps, ops_for
+from equipoise.models.block_parts import Norm, Rotation, gated
+from equipoise.models.decode_heads import Heads
 from equipoise.models.grouped_cache import GroupedCache
 from equipoise.models.machine import memory_bytes
 from equipoise.models.policy_module import PolicyModule
 from equipoise.models.products import NotPlain, Product, dtype_of_products, is_packable
-from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual, is_silu
+from equipoise.models.usual_block import HEAD_NORMS, check_usual, is_silu
 
 MEMORY_SHARE = 0.25  # of the machine's memory that the copied weights may take
 
@@ -36,9 +37,7 @@ class DecodeStep:
         self._dtype = product_dtype(module)
         # Attention of a few rows in bfloat16 takes torch several times its float32 on a CPU.
         self.cache_dtype = torch.float64 if self._embed.weight.dtype == torch.float64 else torch.float32
-        products = self._embed.weight.new_empty(0, dtype=self._dtype)
-        self._ops = ops_for(int(backbone.layers[0].self_attn.head_dim), self._embed.weight, products)
-        self._blocks = [_Block(layer, self._dtype, self._ops) for layer in backbone.layers]
+        self._blocks = [_Block(layer, self._dtype) for layer in backbone.layers]
         self._norm = Norm.of(backbone.norm)
         self._head = Product([causal.get_output_embeddings()], self._dtype)
         self._transform = module.transform
@@ -58,17 +57,16 @@ class DecodeStep:
             added_BH = None
             for block, layer in zip(self._blocks, cache.layers, strict=True):
                 hidden_BH, added_BH = block(hidden_BH, added_BH, rotation, layer)
-            _, normed_BH = self._ops.add_norm(self._norm, hidden_BH, added_BH, self._dtype)
-            logits_BV = self._head(normed_BH).to(self.cache_dtype)
+            logits_BV = self._head(self._norm(hidden_BH, self._dtype, plus=added_BH).normed).to(self.cache_dtype)
             return (logits_BV if self._transform is None else self._transform(logits_BV)).float()
 
 
 class _Block:
     """One decoder layer."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype, ops: TorchOps | CompiledOps) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._dtype, self._ops = dtype, ops
+        self._dtype = dtype
         self._before_attention = Norm.of(layer.input_layernorm)
         self._before_mlp = Norm.of(layer.post_attention_layernorm)
         norms = [getattr(attention, name, None) for name in HEAD_NORMS]
@@ -79,20 +77,17 @@ class _Block:
         self._in = Product([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
         self._out = Product([attention.o_proj], dtype)
         self._gate_and_up, self._down = Product([mlp.gate_proj, mlp.up_proj], dtype), Product([mlp.down_proj], dtype)
-        self._activation = None if is_silu(mlp.act_fn) else mlp.act_fn
+        self._activation, self._silu = mlp.act_fn, is_silu(mlp.act_fn)
 
     def __call__(
         self, hidden_BH: Tensor, added_BH: Tensor | None, rotation: Rotation, layer: Any
     ) -> tuple[Tensor, Tensor]:
         """The residual stream and what the MLP adds to it; `added_BH` is what the layer before adds."""
-        hidden_BH, normed_BH = self._ops.add_norm(self._before_attention, hidden_BH, added_BH, self._dtype)
-        attended_BH = self._ops.attention(self._heads, self._in(normed_BH), rotation, layer, self._dtype)
-        hidden_BH, normed_BH = self._ops.add_norm(self._before_mlp, hidden_BH, self._out(attended_BH), self._dtype)
-        joined = self._gate_and_up(normed_BH)
-        if self._activation is None:
-            return hidden_BH, self._down(self._ops.gated(joined))
-        gate, up = joined.chunk(2, dim=-1)
-        return hidden_BH, self._down(self._activation(gate).mul_(up))
+        hidden_BH, normed_BH, _ = self._before_attention(hidden_BH, self._dtype, plus=added_BH)
+        attended_BH = self._heads.attention(self._in(normed_BH), rotation, layer, self._dtype)
+        hidden_BH, normed_BH, _ = self._before_mlp(hidden_BH, self._dtype, plus=self._out(attended_BH))
+        gate, up = self._gate_and_up(normed_BH).chunk(2, dim=-1)
+        return hidden_BH, self._down(gated(gate, up) if self._silu else self._activation(gate).mul_(up))
 
 
 def most_copied() -> float:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from equipoise.models.block_parts import Norm, Rotation, gated, gated_backward
 from equipoise.models.packed_attention import attend_packed
 from equipoise.models.packing import Packing
 from equipoise.models.products import LinearParts, NotPlain, dtype_of_products, multiplied
-from equipoise.models.usual_block import HEAD_NORMS, Norm, Rotation, check_usual, is_silu
+from equipoise.models.usual_block import HEAD_NORMS, check_usual, is_silu
 
 Grads = list[Tensor | None]
 
@@ -162,8 +162,7 @@ class _Enter(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, spec: BlockSpec, rotation: Rotation, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
-        inverse = spec.before_attention.inverse(hidden_NH)
-        normed = spec.before_attention.forward(hidden_NH, inverse).to(spec.dtype)
+        _, normed, inverse = spec.before_attention(hidden_NH, spec.dtype)
         kept, lows, found = [hidden_NH, inverse], [], []
         for number, linear in enumerate(spec.projections):
             projected, low = linear.forward(normed)
@@ -172,10 +171,8 @@ class _Enter(torch.autograd.Function):
             heads = projected.unflatten(-1, (-1, spec.head_width))
             if number < 2:
                 if spec.head_norms is not None:
-                    norm, before = spec.head_norms[number], heads
-                    of_heads = norm.inverse(before)
+                    before, heads, of_heads = spec.head_norms[number](heads)
                     kept += [before, of_heads]
-                    heads = norm.forward(before, of_heads)
                 heads = rotation.forward(heads)
             found.append(heads)
         ctx.spec, ctx.rotation, ctx.lows = spec, rotation, lows
@@ -188,7 +185,7 @@ class _Enter(torch.autograd.Function):
         spec: BlockSpec = ctx.spec
         saved, needs = iter(ctx.saved_tensors), iter(ctx.needs_input_grad[3:])
         hidden_NH, inverse = next(saved), next(saved)
-        normed = spec.before_attention.forward(hidden_NH, inverse).to(spec.dtype)
+        normed = spec.before_attention(hidden_NH, spec.dtype).normed
         needs_norms = [next(needs) for _ in range(1 if spec.head_norms is None else 3)]
         grad_normed: Tensor | None = None
         norm_grads: Grads = []
@@ -207,7 +204,7 @@ class _Enter(torch.autograd.Function):
             linear_grads += of_linear
         assert grad_normed is not None
         grad_hidden, of_weight = spec.before_attention.backward(hidden_NH, inverse, grad_normed, needs_norms[0])
-        return grad_hidden.to(hidden_NH.dtype), None, None, of_weight, *norm_grads, *linear_grads
+        return grad_hidden, None, None, of_weight, *norm_grads, *linear_grads
 
 
 class _Leave(torch.autograd.Function):
@@ -217,12 +214,10 @@ class _Leave(torch.autograd.Function):
     def forward(ctx: Any, hidden_NH: Tensor, attended: Tensor, spec: BlockSpec, *parameters: Tensor) -> Tensor:
         attended = attended.to(spec.dtype)
         projected, out_low = spec.out.forward(attended)
-        middle_NH = hidden_NH + projected
-        inverse = spec.before_mlp.inverse(middle_NH)
-        normed = spec.before_mlp.forward(middle_NH, inverse).to(spec.dtype)
+        middle_NH, normed, inverse = spec.before_mlp(hidden_NH, spec.dtype, plus=projected)
         gate, gate_low = spec.gate.forward(normed)
         up, up_low = spec.up.forward(normed)
-        mlp, down_low = spec.down.forward(F.silu(gate).mul_(up))
+        mlp, down_low = spec.down.forward(gated(gate, up))
         lows = (out_low, gate_low, up_low, down_low)
         ctx.spec, ctx.lows = spec, [len(low) for low in lows]
         kept = (attended, middle_NH, inverse, gate, up, *(part for low in lows for part in low))
@@ -238,18 +233,15 @@ class _Leave(torch.autograd.Function):
         lows = [[next(saved) for _ in range(count)] for count in ctx.lows]
         for_norm = next(needs)
         own = [tuple(next(needs) for _ in range(linear.count)) for linear in (spec.out, spec.gate, spec.up, spec.down)]
-        activated = F.silu(gate)
-        grad_product, down_grads = spec.down.backward(activated * up, lows[3], grad_NH.to(spec.dtype), own[3])
-        grad_up = activated.mul_(grad_product)
-        grad_gate = torch.ops.aten.silu_backward(grad_product.mul_(up), gate)
-        normed = spec.before_mlp.forward(middle_NH, inverse).to(spec.dtype)
+        grad_product, down_grads = spec.down.backward(gated(gate, up), lows[3], grad_NH.to(spec.dtype), own[3])
+        grad_gate, grad_up = gated_backward(gate, up, grad_product)
+        normed = spec.before_mlp(middle_NH, spec.dtype).normed
         grad_normed, gate_grads = spec.gate.backward(normed, lows[1], grad_gate, own[1])
         grad_normed, up_grads = spec.up.backward(normed, lows[2], grad_up, own[2], grad_normed)
-        through_norm, of_weight = spec.before_mlp.backward(middle_NH, inverse, grad_normed, for_norm)
-        grad_middle = through_norm.add_(grad_NH)
+        grad_middle, of_weight = spec.before_mlp.backward(middle_NH, inverse, grad_normed, for_norm, plus=grad_NH)
         grad_attended, out_grads = spec.out.backward(attended, lows[0], grad_middle.to(spec.dtype), own[0])
         return (
-            grad_middle.to(middle_NH.dtype), grad_attended, None, of_weight,
+            grad_middle, grad_attended, None, of_weight,
             *out_grads, *gate_grads, *up_grads, *down_grads,
         )  # fmt: skip
 
@@ -259,17 +251,17 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, norm: Norm, weight: Tensor) -> Tensor:
-        inverse = norm.inverse(hidden)
+        _, normed, inverse = norm(hidden)
         ctx.norm = norm
         ctx.save_for_backward(hidden, inverse, weight)
-        return norm.forward(hidden, inverse)
+        return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
         hidden, inverse, _ = ctx.saved_tensors
         grad_hidden, of_weight = ctx.norm.backward(hidden, inverse, grad, ctx.needs_input_grad[2])
-        return grad_hidden.to(hidden.dtype), None, of_weight
+        return grad_hidden, None, of_weight
 
 
 def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The usual decoder block: which models consist of it, and its parts without weights of two dimensions.
+"""The usual decoder block: which models consist of it.
 
 RMS norm, attention with rotary positions, gated MLP: Llama, Mistral, Qwen2, Qwen3.
 
@@ -7,13 +7,10 @@ What is computed without the model's own layers relies on this, and is compared 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from equipoise.functional.masking import at_least_float32
 from equipoise.models.products import NotPlain
 
 HEAD_NORMS = ("q_norm", "k_norm")  # of attention, where an architecture has them
@@ -78,70 +75,3 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     Among many rounded numbers the largest difference grows with their number; this does not.
     """
     return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-12))
-
-
-@dataclass(frozen=True)
-class Norm:
-    """RMS norm over the last dimension, in float32 or better, rounded to the input's type before the weight as
-    transformers rounds it."""
-
-    weight: Tensor
-    epsilon: float
-
-    @classmethod
-    def of(cls, norm: Any) -> Norm:
-        """Of a norm as transformers has it."""
-        return cls(norm.weight, float(norm.variance_epsilon))
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """The normed inputs."""
-        return self.forward(inputs, self.inverse(inputs))
-
-    def inverse(self, inputs: Tensor) -> Tensor:
-        """1 / root mean square [..., 1], float32 or better."""
-        return torch.rsqrt(at_least_float32(inputs).square().mean(-1, keepdim=True).add_(self.epsilon))
-
-    def forward(self, inputs: Tensor, inverse: Tensor) -> Tensor:
-        """The normed inputs, of which `inverse` is known."""
-        return (at_least_float32(inputs) * inverse).to(inputs.dtype) * self.weight
-
-    def backward(self, inputs: Tensor, inverse: Tensor, grad: Tensor, for_weight: bool) -> tuple[Tensor, Tensor | None]:
-        """Gradients of inputs and weight, float32 or better; the weight's in its own type, None if not asked for.
-
-        With `y = x r w`, `r = (mean(x^2) + eps)^(-1/2)`: `dx = r (g - x r^2 mean(g x))`, `g = dy w`; `dw = sum dy x r`.
-        """
-        wide = at_least_float32(inputs)
-        grad = grad.to(wide.dtype)
-        grad_weight = None
-        if for_weight:
-            grad_weight = (grad * wide).mul_(inverse).flatten(0, -2).sum(0).to(self.weight.dtype)
-        scaled = grad * self.weight
-        share = (scaled * wide).mean(-1, keepdim=True).mul_(inverse).mul_(inverse)
-        return torch.addcmul(scaled, wide, share, value=-1).mul_(inverse), grad_weight
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Rotary positions: `x cos + rotate_half(x) sin`, a rotation of pairs, whose gradient is the rotation back."""
-
-    cos_N1D: Tensor
-    sin_N1D: Tensor  # the first half negative, so that rotate_half swaps halves and nothing else
-
-    @classmethod
-    def of(cls, cos_ND: Tensor, sin_ND: Tensor) -> Rotation:
-        """Of what a model's rotary embedding returns for N positions."""
-        half = sin_ND.shape[-1] // 2
-        return cls(cos_ND[:, None], torch.cat([-sin_ND[:, :half], sin_ND[:, half:]], dim=-1)[:, None])
-
-    def forward(self, heads_NHD: Tensor) -> Tensor:
-        """Heads of N positions, rotated."""
-        return torch.addcmul(heads_NHD * self.cos_N1D, _swapped(heads_NHD), self.sin_N1D)
-
-    def backward(self, grad_NHD: Tensor) -> Tensor:
-        """The gradient before the rotation."""
-        return torch.addcmul(grad_NHD * self.cos_N1D, _swapped(grad_NHD), self.sin_N1D, value=-1)
-
-
-def _swapped(heads_NHD: Tensor) -> Tensor:
-    first, second = heads_NHD.chunk(2, dim=-1)
-    return torch.cat([second, first], dim=-1)

@@ -18,7 +18,7 @@ from equipoise.models.decoder_blocks import BlockSpec, _Enter, _Leave, _Normed, 
 from equipoise.models.loading import enable_checkpointing, quiet_peft
 from equipoise.models.policy_module import PolicyModule
 from equipoise.models.products import NotPlain
-from equipoise.models.usual_block import Norm, Rotation
+from equipoise.models.block_parts import Norm, Rotation
 from equipoise.rollout.logprobs import completion_logprobs, score_tokens
 from equipoise.rollout.types import Rollout
 

@@ -1,0 +1,84 @@
+// Numbers in memory and in registers, and what both files of kernels compute with them.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+
+#define INLINED static inline __attribute__((always_inline))
+#define ALONE 16384  // numbers below which waking other threads takes longer than the work
+
+static inline float widened(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+// To the nearest, ties to even, as torch rounds; what is not a number stays none.
+static inline uint16_t narrowed(float wide) {
+    uint32_t bits;
+    memcpy(&bits, &wide, 4);
+    uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)nearest;
+}
+
+static inline float rounded(float wide, int type) { return type == BFLOAT16 ? widened(narrowed(wide)) : wide; }
+
+INLINED void load(float *to, const void *from, int64_t start, int64_t count, int type) {
+    if (type == FLOAT32) {
+        memcpy(to, (const float *)from + start, count * sizeof(float));
+        return;
+    }
+    const uint16_t *halves = (const uint16_t *)from + start;
+    for (int64_t i = 0; i < count; i++) to[i] = widened(halves[i]);
+}
+
+INLINED void store(void *to, int64_t start, const float *from, int64_t count, int type) {
+    if (type == FLOAT32) {
+        memcpy((float *)to + start, from, count * sizeof(float));
+        return;
+    }
+    uint16_t *halves = (uint16_t *)to + start;
+    for (int64_t i = 0; i < count; i++) halves[i] = narrowed(from[i]);
+}
+
+// e^x to about two units in the last place: 2^n e^r with |r| <= ln 2 / 2; 0 below the smallest normal number.
+static inline float exponential(float x) {
+    float bounded = x > 88.0f ? 88.0f : x;
+    float n = rintf(bounded * 1.44269504088896341f);
+    float r = fmaf(n, -0.693145751953125f, bounded);
+    r = fmaf(n, -1.42860682030941723e-6f, r);
+    float sum = 1.0f / 5040.0f;
+    sum = fmaf(sum, r, 1.0f / 720.0f);
+    sum = fmaf(sum, r, 1.0f / 120.0f);
+    sum = fmaf(sum, r, 1.0f / 24.0f);
+    sum = fmaf(sum, r, 1.0f / 6.0f);
+    sum = fmaf(sum, r, 0.5f);
+    sum = fmaf(sum, r, 1.0f);
+    sum = fmaf(sum, r, 1.0f);
+    int32_t exponent = (int32_t)(n < -126.0f ? -126.0f : n) + 127;
+    uint32_t bits = (uint32_t)exponent << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return x < -87.0f ? 0.0f : sum * power;
+}
+
+INLINED float squares(const float *row, int64_t width) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; i++) sum += row[i] * row[i];
+    return sum;
+}
+
+// x cos + swap(x) sin, where swap exchanges the halves and sin has the signs.
+INLINED void rotate(float *restrict to, const float *restrict head, const float *cos, const float *sin,
+                          int64_t width) {
+    int64_t half = width / 2;
+    for (int64_t d = 0; d < half; d++) to[d] = head[d] * cos[d] + head[d + half] * sin[d];
+    for (int64_t d = half; d < width; d++) to[d] = head[d] * cos[d] + head[d - half] * sin[d];
+}
+
