@@ -11,6 +11,31 @@
 
 #define CHUNK 64  // rows whose share of a weight's gradient is summed first
 
+// One row of `residual_norm`; `scratch` [width] is used where the sum is not float32 in memory.
+INLINED float norm_row(const void *hidden, int hidden_type, const void *added, int added_type, void *sum,
+                       const float *weights, int halves, void *normed, int normed_type, float *scratch, int64_t width,
+                       float epsilon) {
+    const float *row = scratch;
+    if (added != NULL) {
+        float *kept = hidden_type == FLOAT32 ? sum : scratch;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) {
+            kept[i] = rounded(at(hidden, i, hidden_type) + at(added, i, added_type), hidden_type);
+            if (hidden_type != FLOAT32) put(sum, i, kept[i], hidden_type);
+        }
+        row = kept;
+    } else if (hidden_type == FLOAT32) {
+        row = hidden;
+    } else {
+        load(scratch, hidden, 0, width, hidden_type);
+    }
+    float inverse = 1.0f / sqrtf(squares(row, width) / (float)width + epsilon);
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++)
+        put(normed, i, rounded(rounded(row[i] * inverse, hidden_type) * weights[i], halves), normed_type);
+    return inverse;
+}
+
 // sum [rows, width] = hidden + added, unless that is NULL; normed = the sum's RMS norm; inverses [rows], unless NULL, the
 // inverse root mean squares. The sum may lie where hidden does.
 void residual_norm(const void *hidden, int hidden_type, const void *added, int added_type, void *sum,
@@ -19,23 +44,26 @@ void residual_norm(const void *hidden, int hidden_type, const void *added, int a
     int halves = hidden_type == BFLOAT16 && weight_type == BFLOAT16 ? BFLOAT16 : FLOAT32;
 #pragma omp parallel if (rows * width > ALONE)
     {
-        float *row = malloc(3 * width * sizeof(float)), *other = row + width, *weights = other + width;
+        float *scratch = malloc(2 * width * sizeof(float)), *weights = scratch + width, inverse;
         load(weights, weight, 0, width, weight_type);
 #pragma omp for
         for (int64_t b = 0; b < rows; b++) {
-            load(row, hidden, b * width, width, hidden_type);
-            if (added != NULL) {
-                load(other, added, b * width, width, added_type);
-                for (int64_t i = 0; i < width; i++) row[i] = rounded(row[i] + other[i], hidden_type);
-                store(sum, b * width, row, width, hidden_type);
-            }
-            float inverse = 1.0f / sqrtf(squares(row, width) / (float)width + epsilon);
+            const void *h = moved(hidden, b * width, hidden_type);
+            const void *a = added == NULL ? NULL : moved(added, b * width, added_type);
+            void *to = (void *)moved(sum, b * width, hidden_type), *n = (void *)moved(normed, b * width, normed_type);
+            // The usual types as constants.
+            if (hidden_type == FLOAT32 && added_type == FLOAT32 && normed_type == FLOAT32)
+                inverse = norm_row(h, FLOAT32, a, FLOAT32, to, weights, FLOAT32, n, FLOAT32, scratch, width, epsilon);
+            else if (hidden_type == FLOAT32 && added_type == BFLOAT16 && normed_type == BFLOAT16)
+                inverse = norm_row(h, FLOAT32, a, BFLOAT16, to, weights, FLOAT32, n, BFLOAT16, scratch, width, epsilon);
+            else if (hidden_type == BFLOAT16 && added_type == BFLOAT16 && halves == BFLOAT16 && normed_type == BFLOAT16)
+                inverse = norm_row(h, BFLOAT16, a, BFLOAT16, to, weights, BFLOAT16, n, BFLOAT16, scratch, width, epsilon);
+            else
+                inverse = norm_row(h, hidden_type, a, added_type, to, weights, halves, n, normed_type, scratch, width,
+                                   epsilon);
             if (inverses != NULL) inverses[b] = inverse;
-            for (int64_t i = 0; i < width; i++)
-                row[i] = rounded(rounded(row[i] * inverse, hidden_type) * weights[i], halves);
-            store(normed, b * width, row, width, normed_type);
         }
-        free(row);
+        free(scratch);
     }
 }
 
@@ -48,13 +76,14 @@ void norm_gradients(const void *inputs, int inputs_type, const float *inverses, 
     float *parts = of_weight == NULL ? NULL : calloc(chunks * width, sizeof(float));
 #pragma omp parallel if (rows * width > ALONE)
     {
-        float *x = malloc(4 * width * sizeof(float)), *g = x + width, *weights = g + width, *other = weights + width;
+        float *scratch = malloc(3 * width * sizeof(float)), *g = scratch + width, *weights = g + width;
         load(weights, weight, 0, width, weight_type);
 #pragma omp for
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             int64_t end = (chunk + 1) * CHUNK < rows ? (chunk + 1) * CHUNK : rows;
             for (int64_t b = chunk * CHUNK; b < end; b++) {
-                load(x, inputs, b * width, width, inputs_type);
+                const float *x = inputs_type == FLOAT32 ? (const float *)inputs + b * width : scratch;
+                if (inputs_type != FLOAT32) load(scratch, inputs, b * width, width, inputs_type);
                 load(g, gradient, b * width, width, gradient_type);
                 float inverse = inverses[b], shared = 0.0f;
                 if (parts != NULL) {
@@ -68,14 +97,14 @@ void norm_gradients(const void *inputs, int inputs_type, const float *inverses, 
                 }
                 shared *= inverse * inverse / (float)width;
                 for (int64_t i = 0; i < width; i++) g[i] = (g[i] - x[i] * shared) * inverse;
-                if (plus != NULL) {
-                    load(other, plus, b * width, width, plus_type);
-                    for (int64_t i = 0; i < width; i++) g[i] += other[i];
-                }
+                if (plus != NULL && plus_type == FLOAT32)
+                    for (int64_t i = 0; i < width; i++) g[i] += at(plus, b * width + i, FLOAT32);
+                else if (plus != NULL)
+                    for (int64_t i = 0; i < width; i++) g[i] += at(plus, b * width + i, BFLOAT16);
                 store(found, b * width, g, width, found_type);
             }
         }
-        free(x);
+        free(scratch);
     }
     if (parts == NULL) return;
     memset(of_weight, 0, width * sizeof(float));
@@ -84,66 +113,79 @@ void norm_gradients(const void *inputs, int inputs_type, const float *inverses, 
     free(parts);
 }
 
+INLINED void rotate_all(const void *from, int from_type, const float *cos, const float *sin, void *to, int to_type,
+                        int64_t heads, int64_t width) {
+    int64_t half = width / 2;
+    for (int64_t place = 0; place < heads * width; place += width) {
+#pragma omp simd
+        for (int64_t d = 0; d < half; d++) {
+            float first = at(from, place + d, from_type), second = at(from, place + d + half, from_type);
+            put(to, place + d, first * cos[d] + second * sin[d], to_type);
+            put(to, place + d + half, second * cos[d + half] + first * sin[d + half], to_type);
+        }
+    }
+}
+
 // Heads [positions, heads, width] turned by cos and sin [positions, width], or back where `way` is -1. sin has the signs
-// of `rotate`.
+// of `rotate`; the width is even.
 void rotate_heads(const void *from, int from_type, const void *cos, const void *sin, int angle_type, void *to,
                   int to_type, int64_t positions, int64_t heads, int64_t width, int way) {
 #pragma omp parallel if (positions * heads * width > ALONE)
     {
-        float *c = malloc(4 * width * sizeof(float)), *s = c + width, *head = s + width, *turned = head + width;
+        float *c = malloc(2 * width * sizeof(float)), *s = c + width;
 #pragma omp for
         for (int64_t n = 0; n < positions; n++) {
             load(c, cos, n * width, width, angle_type);
             load(s, sin, n * width, width, angle_type);
             for (int64_t d = 0; d < width; d++) s[d] *= (float)way;
-            for (int64_t h = 0; h < heads; h++) {
-                int64_t place = (n * heads + h) * width;
-                load(head, from, place, width, from_type);
-                rotate(turned, head, c, s, width);
-                store(to, place, turned, width, to_type);
-            }
+            const void *here = moved(from, n * heads * width, from_type);
+            void *there = (void *)moved(to, n * heads * width, to_type);
+            if (from_type == FLOAT32 && to_type == FLOAT32) rotate_all(here, FLOAT32, c, s, there, FLOAT32, heads, width);
+            else if (to_type == FLOAT32) rotate_all(here, BFLOAT16, c, s, there, FLOAT32, heads, width);
+            else if (from_type == FLOAT32) rotate_all(here, FLOAT32, c, s, there, BFLOAT16, heads, width);
+            else rotate_all(here, BFLOAT16, c, s, there, BFLOAT16, heads, width);
         }
         free(c);
+    }
+}
+
+INLINED void silu_row(const void *gate, const void *up, int64_t start, void *product, int64_t place, int64_t width,
+                      int type) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) {
+        float x = at(gate, start + i, type);
+        put(product, place + i, rounded(x / (1.0f + exponential(-x)), type) * at(up, start + i, type), type);
     }
 }
 
 // product [rows, width] = silu(gate) up, all of one type; rows of gate and up lie `stride` numbers apart.
 void silu_times(const void *gate, const void *up, void *product, int type, int64_t rows, int64_t width,
                 int64_t stride) {
-#pragma omp parallel if (rows * width > ALONE)
-    {
-        float *g = malloc(2 * width * sizeof(float)), *u = g + width;
-#pragma omp for
-        for (int64_t b = 0; b < rows; b++) {
-            load(g, gate, b * stride, width, type);
-            load(u, up, b * stride, width, type);
-            for (int64_t i = 0; i < width; i++) g[i] = rounded(g[i] / (1.0f + exponential(-g[i])), type) * u[i];
-            store(product, b * width, g, width, type);
-        }
-        free(g);
+#pragma omp parallel for if (rows * width > ALONE)
+    for (int64_t b = 0; b < rows; b++) {
+        if (type == FLOAT32) silu_row(gate, up, b * stride, product, b * width, width, FLOAT32);
+        else silu_row(gate, up, b * stride, product, b * width, width, BFLOAT16);
     }
 }
 
-// Of `silu_times` with gate and up [rows, width] and the product's gradient: the gradients of both. They may lie where
-// the product's gradient does. With s = 1 / (1 + e^-g): d silu / d g = s (1 + g (1 - s)).
+INLINED void silu_gradient_row(const void *gate, const void *up, const void *gradient, void *of_gate, void *of_up,
+                               int64_t start, int64_t width, int type) {
+#pragma omp simd
+    for (int64_t i = start; i < start + width; i++) {
+        float x = at(gate, i, type), grad = at(gradient, i, type), sigmoid = 1.0f / (1.0f + exponential(-x));
+        float through = rounded(grad * at(up, i, type), type) * (sigmoid * (1.0f + x * (1.0f - sigmoid)));
+        put(of_up, i, rounded(x * sigmoid, type) * grad, type);
+        put(of_gate, i, through, type);
+    }
+}
+
+// Of `silu_times` with gate and up [rows, width] and the product's gradient: the gradients of both. That of `up` may lie
+// where the product's gradient does. With s = 1 / (1 + e^-g): d silu / d g = s (1 + g (1 - s)).
 void silu_gradients(const void *gate, const void *up, const void *gradient, void *of_gate, void *of_up, int type,
                     int64_t rows, int64_t width) {
-#pragma omp parallel if (rows * width > ALONE)
-    {
-        float *g = malloc(3 * width * sizeof(float)), *u = g + width, *grad = u + width;
-#pragma omp for
-        for (int64_t b = 0; b < rows; b++) {
-            load(g, gate, b * width, width, type);
-            load(u, up, b * width, width, type);
-            load(grad, gradient, b * width, width, type);
-            for (int64_t i = 0; i < width; i++) {
-                float x = g[i], sigmoid = 1.0f / (1.0f + exponential(-x));
-                g[i] = rounded(grad[i] * u[i], type) * (sigmoid * (1.0f + x * (1.0f - sigmoid)));
-                u[i] = rounded(x * sigmoid, type) * grad[i];
-            }
-            store(of_gate, b * width, g, width, type);
-            store(of_up, b * width, u, width, type);
-        }
-        free(g);
+#pragma omp parallel for if (rows * width > ALONE)
+    for (int64_t b = 0; b < rows; b++) {
+        if (type == FLOAT32) silu_gradient_row(gate, up, gradient, of_gate, of_up, b * width, width, FLOAT32);
+        else silu_gradient_row(gate, up, gradient, of_gate, of_up, b * width, width, BFLOAT16);
     }
 }

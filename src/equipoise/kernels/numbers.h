@@ -28,6 +28,23 @@ static inline uint16_t narrowed(float wide) {
 
 static inline float rounded(float wide, int type) { return type == BFLOAT16 ? widened(narrowed(wide)) : wide; }
 
+// One number of an array; the type is a constant where these are called, so that nothing is asked per number.
+INLINED float at(const void *from, int64_t i, int type) {
+    return type == FLOAT32 ? ((const float *)from)[i] : widened(((const uint16_t *)from)[i]);
+}
+
+INLINED void put(void *to, int64_t i, float x, int type) {
+    if (type == FLOAT32)
+        ((float *)to)[i] = x;
+    else
+        ((uint16_t *)to)[i] = narrowed(x);
+}
+
+// The array from its number `i` on.
+INLINED const void *moved(const void *from, int64_t i, int type) {
+    return (const char *)from + i * (type == FLOAT32 ? 4 : 2);
+}
+
 INLINED void load(float *to, const void *from, int64_t start, int64_t count, int type) {
     if (type == FLOAT32) {
         memcpy(to, (const float *)from + start, count * sizeof(float));
