@@ -31,17 +31,23 @@ class Heads:
         """Of the projected queries, keys and values of one token per row, which join the cache; [B, Q D] in `dtype`."""
         if self.width % cpu.LANES == 0 and layer.cache.dtype == torch.float32 and compiled(projected):
             return self._compiled(projected, rotation, layer, dtype)
-        heads_BND = projected.to(layer.cache.dtype).unflatten(-1, (-1, self.width))
-        turned = heads_BND.shape[1] - self.key_heads
+        queries_BQD, keys_BKD, values_BKD = self.turned(projected.to(layer.cache.dtype), rotation)
+        keys_BKTD, values_BKTD = layer.update(keys_BKD[:, :, None], values_BKD[:, :, None])
+        queries_BKRD = (queries_BQD * self.scaling).unflatten(1, (self.key_heads, -1))
+        return attend(queries_BKRD, keys_BKTD, values_BKTD, layer).flatten(1).to(dtype)
+
+    def turned(self, projected: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [N, heads, D] of what was projected for N positions: normed and rotated."""
+        heads_NXD = projected.unflatten(-1, (-1, self.width))
+        turned = heads_NXD.shape[1] - self.key_heads
         queries = turned - self.key_heads
         if self.query_norm is None or self.key_norm is None:
-            rotated_BND = rotation.forward(heads_BND[:, :turned])
+            rotated_NXD = rotation.forward(heads_NXD[:, :turned])
         else:
-            parts = (self.query_norm(heads_BND[:, :queries]), self.key_norm(heads_BND[:, queries:turned]))
-            rotated_BND = rotation.forward(torch.cat([part.normed.to(heads_BND.dtype) for part in parts], dim=1))
-        keys_BKTD, values_BKTD = layer.update(rotated_BND[:, queries:, None], heads_BND[:, turned:, None])
-        queries_BKRD = (rotated_BND[:, :queries] * self.scaling).unflatten(1, (self.key_heads, -1))
-        return attend(queries_BKRD, keys_BKTD, values_BKTD, layer).flatten(1).to(dtype)
+            pairs = (self.query_norm, heads_NXD[:, :queries]), (self.key_norm, heads_NXD[:, queries:turned])
+            normed = [norm(part.contiguous()).normed.to(part.dtype) for norm, part in pairs]
+            rotated_NXD = rotation.forward(torch.cat(normed, dim=1))
+        return rotated_NXD[:, :queries], rotated_NXD[:, queries:], heads_NXD[:, turned:]
 
     def _compiled(self, projected: Tensor, rotation: Rotation, layer: Any, dtype: torch.dtype) -> Tensor:
         cache, norms, epsilon = layer.cache, None, 0.0

@@ -1,4 +1,4 @@
-"""A decode step of the usual decoder block in as few operations as it takes.
+"""Prefill and decode steps of the usual decoder block in as few operations as they take.
 
 Where a step of a few rows goes through the model's own layers, calling them costs more than the arithmetic, and each
 product lays its weight out anew. What is built here holds a copy of the weights as they are now.
@@ -6,6 +6,8 @@ product lays its weight out anew. What is built here holds a copy of the weights
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from equipoise.models.block_parts import Norm, Rotation, gated
 from equipoise.models.decode_heads import Heads
 from equipoise.models.grouped_cache import GroupedCache
 from equipoise.models.machine import memory_bytes
+from equipoise.models.packed_attention import attend_packed
+from equipoise.models.packing import pack
 from equipoise.models.policy_module import PolicyModule
 from equipoise.models.products import NotPlain, Product, dtype_of_products, is_packable
 from equipoise.models.usual_block import HEAD_NORMS, check_usual, is_silu
@@ -50,15 +54,48 @@ class DecodeStep:
         """
         cache.hide()
         with torch.autocast(tokens_B.device.type, enabled=False):  # every type is chosen here
-            hidden_BH = self._embed(tokens_B)
-            # In the type of the model's own hidden states, which rounds them as its own pass does.
-            cos_1BD, sin_1BD = self._rotary(hidden_BH, positions_B[None])
-            rotation = Rotation.of(cos_1BD[0].to(self.cache_dtype), sin_1BD[0].to(self.cache_dtype))
+            hidden_BH, rotation = self._entered(tokens_B, positions_B)
             added_BH = None
             for block, layer in zip(self._blocks, cache.layers, strict=True):
-                hidden_BH, added_BH = block(hidden_BH, added_BH, rotation, layer)
-            logits_BV = self._head(self._norm(hidden_BH, self._dtype, plus=added_BH).normed).to(self.cache_dtype)
-            return (logits_BV if self._transform is None else self._transform(logits_BV)).float()
+                attention = partial(block.heads.attention, rotation=rotation, layer=layer, dtype=self._dtype)
+                hidden_BH, added_BH = block(hidden_BH, added_BH, attention)
+            assert added_BH is not None
+            return self._logits(hidden_BH, added_BH)
+
+    @torch.no_grad()
+    def prefill(self, ids_PS: Tensor, mask_PS: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Prompts padded on the left: their next-token logits [P, V], and every layer's keys and values [P, K, S, D].
+
+        The prompts are laid out without padding; what stands at padding is some token's and is to be hidden.
+        """
+        packing = pack(ids_PS, mask_PS, 0)
+        filled: list[tuple[Tensor, Tensor]] = []
+
+        def attention(projected: Tensor) -> Tensor:
+            query_NQD, *kept = block.heads.turned(projected.to(self.cache_dtype), rotation)
+            filled.append(tuple(part[packing.token_BL].transpose(1, 2).contiguous() for part in kept))  # type: ignore[arg-type]
+            attended_NQD = attend_packed(query_NQD, *kept, packing, block.heads.scaling)
+            return attended_NQD.flatten(1).to(self._dtype)
+
+        with torch.autocast(ids_PS.device.type, enabled=False):
+            hidden_NH, rotation = self._entered(packing.ids_1N[0], packing.position_ids_1N[0])
+            added_NH = None
+            for block in self._blocks:
+                hidden_NH, added_NH = block(hidden_NH, added_NH, attention)
+            assert added_NH is not None
+            last_P = packing.token_BL[:, -1]
+            return self._logits(hidden_NH[last_P], added_NH[last_P]), filled
+
+    def _entered(self, tokens_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Rotation]:
+        """Embedded tokens [N, H], and the rotation by their positions."""
+        hidden_NH = self._embed(tokens_N)
+        # In the type of the model's own hidden states, which rounds them as its own pass does.
+        cos_1ND, sin_1ND = self._rotary(hidden_NH, positions_N[None])
+        return hidden_NH, Rotation.of(cos_1ND[0].to(self.cache_dtype), sin_1ND[0].to(self.cache_dtype))
+
+    def _logits(self, hidden_NH: Tensor, added_NH: Tensor) -> Tensor:
+        logits_NV = self._head(self._norm(hidden_NH, self._dtype, plus=added_NH).normed).to(self.cache_dtype)
+        return (logits_NV if self._transform is None else self._transform(logits_NV)).float()
 
 
 class _Block:
@@ -73,21 +110,24 @@ class _Block:
         query_norm, key_norm = (None if norm is None else Norm.of(norm) for norm in norms)
         width = int(attention.head_dim)
         key_heads = attention.k_proj.out_features // width
-        self._heads = Heads(query_norm, key_norm, width, key_heads, float(attention.scaling))
+        self.heads = Heads(query_norm, key_norm, width, key_heads, float(attention.scaling))
         self._in = Product([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
         self._out = Product([attention.o_proj], dtype)
         self._gate_and_up, self._down = Product([mlp.gate_proj, mlp.up_proj], dtype), Product([mlp.down_proj], dtype)
         self._activation, self._silu = mlp.act_fn, is_silu(mlp.act_fn)
 
     def __call__(
-        self, hidden_BH: Tensor, added_BH: Tensor | None, rotation: Rotation, layer: Any
+        self, hidden_NH: Tensor, added_NH: Tensor | None, attention: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream and what the MLP adds to it; `added_BH` is what the layer before adds."""
-        hidden_BH, normed_BH, _ = self._before_attention(hidden_BH, self._dtype, plus=added_BH)
-        attended_BH = self._heads.attention(self._in(normed_BH), rotation, layer, self._dtype)
-        hidden_BH, normed_BH, _ = self._before_mlp(hidden_BH, self._dtype, plus=self._out(attended_BH))
-        gate, up = self._gate_and_up(normed_BH).chunk(2, dim=-1)
-        return hidden_BH, self._down(gated(gate, up) if self._silu else self._activation(gate).mul_(up))
+        """The residual stream and what the MLP adds to it; `added_NH` is what the layer before adds.
+
+        `attention` makes of projected queries, keys and values what the output projection gets.
+        """
+        hidden_NH, normed_NH, _ = self._before_attention(hidden_NH, self._dtype, plus=added_NH)
+        attended_NH = attention(self._in(normed_NH))
+        hidden_NH, normed_NH, _ = self._before_mlp(hidden_NH, self._dtype, plus=self._out(attended_NH))
+        gate, up = self._gate_and_up(normed_NH).chunk(2, dim=-1)
+        return hidden_NH, self._down(gated(gate, up) if self._silu else self._activation(gate).mul_(up))
 
 
 def most_copied() -> float:

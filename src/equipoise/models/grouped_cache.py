@@ -7,14 +7,13 @@ finished rows can leave and others join while the batch goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -110,15 +109,14 @@ class GroupedCache(Cache):
 
     def __init__(
         self,
-        prefilled: DynamicCache,
+        prefilled: Iterable[tuple[Tensor, Tensor]],
         prompt_mask_PS: Tensor,
         group_size: int,
         most_tokens: int,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`prefilled` holds the prompts, padded on the left as `prompt_mask_PS` says; `most_tokens` one may sample.
-
-        `dtype` is that of keys and values, None what `prefilled` has.
+        """`prefilled` are keys and values [P, Hkv, S, D] of every layer, padded on the left as `prompt_mask_PS` says;
+        `most_tokens` a row may sample. `dtype` is that of keys and values, None what `prefilled` has.
         """
         self.most_tokens = most_tokens
         self.prompt_mask_PS = prompt_mask_PS
@@ -128,8 +126,7 @@ class GroupedCache(Cache):
         self.longest, self.same_length = 0, True
         self.hidden: Tensor | None = None
         layers = [
-            _OwnTokens(self, *(_without_padding(part, prompt_mask_PS, dtype) for part in (layer.keys, layer.values)))  # type: ignore[union-attr]
-            for layer in prefilled.layers
+            _OwnTokens(self, *(_without_padding(part, prompt_mask_PS, dtype) for part in layer)) for layer in prefilled
         ]
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self._arrange()

@@ -153,14 +153,15 @@ class Multiplier:
 def multiplied(
     rows_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, plus: Tensor | None = None
 ) -> Tensor:
-    """`x W^T + b + plus` [N, O] with a weight that is used once as it lies; bias and `plus` exclude each other.
+    """`x W^T + b + plus` [N, O] with a weight that is used once as it lies; bias and `plus`, whose memory may be used for
+    the result, exclude each other.
 
     In float32 on a CPU by oneDNN, which is ahead of the product that torch takes on AMD's processors and level with it
     on Intel's. No gradient flows.
     """
     if weight_OI.dtype != torch.float32 or not is_packable(weight_OI.dtype, weight_OI.device):
         if plus is not None:
-            return torch.addmm(plus, rows_NI, weight_OI.t())
+            return plus.addmm_(rows_NI, weight_OI.t())
         return F.linear(rows_NI, weight_OI, bias_O)
     multiply = torch.ops.mkldnn._linear_pointwise
     if plus is not None:

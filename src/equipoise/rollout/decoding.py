@@ -36,10 +36,14 @@ def announce_once(name: str, what: str, *values: Any) -> None:
         logger.warning("%s " + what, name, *values)
 
 
+def _padded(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    ids, mask = pad_left(prompt_ids, policy.pad_id)
+    return ids.to(policy.device), mask.to(policy.device)
+
+
 def _prefill(policy: Policy, prompt_ids: list[list[int]], cache: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
     """Ids, mask, next-token logits and the cache of prompts, padded on the left."""
-    ids, mask = pad_left(prompt_ids, policy.pad_id)
-    ids, mask = ids.to(policy.device), mask.to(policy.device)
+    ids, mask = _padded(policy, prompt_ids)
     positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
     logits, cache = policy.module.next_token_logits(ids, mask, positions, cache)
     return ids, mask, logits, cache
@@ -60,12 +64,8 @@ class GroupedBatch:
 
     def join(self, prompt_ids: list[list[int]]) -> None:
         """Prefill these prompts, each once; their rows stand behind those that are here."""
-        from transformers import DynamicCache
-
-        # Not the model's own choice of cache, which forgets what lies outside a sliding window.
-        _, mask, logits, prefilled = _prefill(self._policy, prompt_ids, DynamicCache())
-        dtype = None if self._step is None else self._step.cache_dtype
-        new = GroupedCache(prefilled, mask, self._group_size, self._most_tokens, dtype)
+        mask, logits, prefilled = self._prefilled(prompt_ids)
+        new = GroupedCache(prefilled, mask, self._group_size, self._most_tokens)
         logits = logits.repeat_interleave(self._group_size, dim=0)
         lengths = mask.sum(dim=1).long().repeat_interleave(self._group_size)
         if self._cache is None or len(self._prompt_lengths_B) == 0:
@@ -74,6 +74,17 @@ class GroupedBatch:
             self._cache.join(new)
             self.logits = torch.cat([self.logits, logits])
             self._prompt_lengths_B = torch.cat([self._prompt_lengths_B, lengths])
+
+    def _prefilled(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Mask, next-token logits, and keys and values of every layer."""
+        if self._step is not None:
+            ids, mask = _padded(self._policy, prompt_ids)
+            return mask, *self._step.prefill(ids, mask)
+        from transformers import DynamicCache
+
+        # Not the model's own choice of cache, which forgets what lies outside a sliding window.
+        _, mask, logits, cache = _prefill(self._policy, prompt_ids, DynamicCache())
+        return mask, logits, [(layer.keys, layer.values) for layer in cache.layers]
 
     def advance(self, tokens_B: Tensor) -> None:
         """Feed the sampled tokens and compute the next logits."""
