@@ -15,6 +15,8 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -54,48 +56,59 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get(SWITCH) == "off":
         return None, f"switched off ({SWITCH}=off)"
     try:
-        return ctypes.CDLL(str(_compiled())), ""
+        with _directory() as directory:
+            return ctypes.CDLL(str(_compiled(directory))), ""
     except (NoKernels, OSError) as error:
         return None, str(error)
 
 
-def _compiled() -> Path:
-    """The shared library, from the cache if it was compiled before."""
+def _compiled(directory: Path) -> Path:
+    """The shared library in this directory, where it lies if it was compiled before."""
     if platform.system() != "Linux":
-        raise NoKernels(f"no kernels for {platform.system()}")
+        raise NoKernels(f"none for {platform.system()}")
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise NoKernels(f"no C compiler ({' or '.join(COMPILERS)}) is on the PATH")
-    directory = _directory()
     path = directory / f"cpu-{_fingerprint(compiler)}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=directory) as temporary:
             made = Path(temporary) / path.name
-            _compile(compiler, made)
+            _run([compiler, *FLAGS, *map(str, SOURCES), "-o", str(made), "-lm"])
             made.replace(path)  # whoever comes second replaces it by its equal
     return path
 
 
-def _directory() -> Path:
-    """Where nobody else may write: what lies there is loaded into the process."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = base / "equipoise" / "kernels"
+@contextmanager
+def _directory() -> Iterator[Path]:
+    """Where nobody else may write, since what lies there is loaded: the user's cache, else one for this call alone."""
+    kept = _cache()
+    if kept is not None:
+        yield kept
+    else:
+        with tempfile.TemporaryDirectory(prefix="equipoise-kernels-") as temporary:
+            yield Path(temporary)  # gone once the library is loaded, which does not mind
+
+
+def _cache() -> Path | None:
+    """The user's own directory of libraries; None where there is no home, or it is others' to write to."""
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = base / "equipoise" / "kernels"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = directory.stat()
-        if found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            with tempfile.TemporaryFile(dir=directory):
-                return directory
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="equipoise-kernels-"))  # for this process alone
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return None
+        with tempfile.TemporaryFile(dir=directory):
+            return directory
+    except (OSError, RuntimeError):  # the latter: nobody knows of a home
+        return None
 
 
 def _fingerprint(compiler: str) -> str:
     """Of all that decides what the compiled code is, the processor's abilities among it: homes are shared."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False, timeout=SECONDS)
+    version = _run([compiler, "--version"])
     sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, HEADER)]
-    parts = [*sources, " ".join(FLAGS), version.stdout, _processor()]
+    parts = [*sources, " ".join(FLAGS), version, _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -109,8 +122,9 @@ def _processor() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
 
 
-def _compile(compiler: str, to: Path) -> None:
-    command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(to), "-lm"]
+def _run(command: list[str]) -> str:
+    """What the compiler prints. Raises NoKernels where it fails, or does not end."""
+    compiler = command[0]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
@@ -118,3 +132,4 @@ def _compile(compiler: str, to: Path) -> None:
     if ended.returncode:
         first = (ended.stderr.strip().splitlines() or ["no message"])[0]
         raise NoKernels(f"{compiler} failed: {first}")
+    return ended.stdout

@@ -107,7 +107,7 @@ def silu_times(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
         raise ValueError(f"a kernel got {up_NI.dtype} for {gate_NI.dtype}")
     product = gate_NI.new_empty(rows, width)
     pointers = gate_NI.data_ptr(), up_NI.data_ptr(), product.data_ptr()
-    _call("silu_times", *pointers, TYPES[gate_NI.dtype], rows, width, stride)
+    _call("silu_times", *pointers, _type(gate_NI.dtype), rows, width, stride)
     return product
 
 
@@ -116,7 +116,7 @@ def silu_gradients(gate_NI: Tensor, up_NI: Tensor, gradient_NI: Tensor) -> tuple
     _check(gate_NI.shape, gate_NI, up_NI, gradient_NI, dtype=gate_NI.dtype)
     of_gate = torch.empty_like(gate_NI)
     pointers = (t.data_ptr() for t in (gate_NI, up_NI, gradient_NI, of_gate, gradient_NI))
-    _call("silu_gradients", *pointers, TYPES[gate_NI.dtype], *gate_NI.shape)
+    _call("silu_gradients", *pointers, _type(gate_NI.dtype), *gate_NI.shape)
     return of_gate, gradient_NI
 
 
@@ -136,7 +136,8 @@ def decode_attention(
 
     `projected` [B, (Q + 2K) D] are queries, keys and values of the token; its keys and values are written into `own`.
     `rows_of` are the prompt of every row [B], the padding of every prompt [P] and the rows' own lengths so far [B];
-    `head_norms` the float32 weights of query and key norm. Returns [B, Q D] in `dtype`.
+    `head_norms` the float32 weights of query and key norm. What `rows_of` holds is the caller's word: only sizes are
+    checked. Returns [B, Q D] in `dtype`.
     """
     (keys, values), (prompt_keys, prompt_values), (prompt_of_B, hidden_of_P, lengths_B) = own, prompt, rows_of
     rows, prompts = len(projected), len(hidden_of_P)
@@ -155,10 +156,10 @@ def decode_attention(
     norms = head_norms or (None, None)
     attended = projected.new_empty(rows, queries * width, dtype=dtype)
     _call(
-        "decode_attention", projected.data_ptr(), TYPES[projected.dtype], cos_BD.data_ptr(), sin_BD.data_ptr(),
+        "decode_attention", projected.data_ptr(), _type(projected.dtype), cos_BD.data_ptr(), sin_BD.data_ptr(),
         *(None if norm is None else norm.data_ptr() for norm in norms), epsilon,
         *(t.data_ptr() for t in (keys, values, prompt_keys, prompt_values, prompt_of_B, hidden_of_P, lengths_B)),
-        rows, queries, key_heads, width, room, length, scaling, attended.data_ptr(), TYPES[dtype],
+        rows, queries, key_heads, width, room, length, scaling, attended.data_ptr(), _type(dtype),
     )  # fmt: skip
     return attended
 
@@ -174,15 +175,21 @@ def sample_tokens(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> 
 
 
 def _typed(tensor: Tensor | None) -> tuple[int | None, int]:
-    return (None, 0) if tensor is None else (tensor.data_ptr(), TYPES[tensor.dtype])
+    return (None, 0) if tensor is None else (tensor.data_ptr(), _type(tensor.dtype))
+
+
+def _type(dtype: torch.dtype) -> int:
+    if dtype not in TYPES:
+        raise ValueError(f"a kernel got {dtype} for {' or '.join(map(str, TYPES))}")
+    return TYPES[dtype]
 
 
 def _check(shape: Any, *tensors: Tensor, dtype: Any = None) -> None:
     for tensor in tensors:
         if tensor.shape != torch.Size(shape) or not tensor.is_contiguous():
             raise ValueError(f"a kernel got {tuple(tensor.shape)}, strides {tensor.stride()}, for {tuple(shape)}")
-        if tensor.dtype not in TYPES if dtype is None else tensor.dtype != dtype:
-            raise ValueError(f"a kernel got {tensor.dtype} for {dtype or ' or '.join(map(str, TYPES))}")
+        if dtype is not None and tensor.dtype != dtype:
+            raise ValueError(f"a kernel got {tensor.dtype} for {dtype}")
 
 
 def _call(name: str, *arguments: Any) -> None:

@@ -21,28 +21,31 @@ static inline lanes read(const float *from) {
     return found;
 }
 
-static inline lanes everywhere(float x) { return x - (lanes){0}; }
+// Sums of neighbours, by halves of both: a0 + a1, a2 + a3, b0 + b1, b2 + b3, and the same of the second halves. Shuffles
+// that stay within halves are one instruction.
+INLINED lanes neighbours(lanes a, lanes b) {
+    return __builtin_shuffle(a, b, (places){0, 2, 8, 10, 4, 6, 12, 14}) +
+           __builtin_shuffle(a, b, (places){1, 3, 9, 11, 5, 7, 13, 15});
+}
 
-// Sums of neighbours, of the first half and then of the second.
-static inline lanes neighbours(lanes first, lanes second) {
-    return __builtin_shuffle(first, second, (places){0, 2, 4, 6, 8, 10, 12, 14}) +
-           __builtin_shuffle(first, second, (places){1, 3, 5, 7, 9, 11, 13, 15});
+// The sum of every one of LANES vectors.
+INLINED lanes sums_of(const lanes *parts) {
+    lanes first = neighbours(neighbours(parts[0], parts[1]), neighbours(parts[2], parts[3]));
+    lanes second = neighbours(neighbours(parts[4], parts[5]), neighbours(parts[6], parts[7]));
+    return __builtin_shuffle(first, second, (places){0, 1, 2, 3, 8, 9, 10, 11}) +
+           __builtin_shuffle(first, second, (places){4, 5, 6, 7, 12, 13, 14, 15});
 }
 
 // scores[0 .. LANES) = query . keys[t], of which only the first `count` exist.
 INLINED void scored_tile(float *restrict scores, const float *query, const float *keys, int64_t count, int64_t width) {
-    lanes parts[LANES];
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < LANES; i++) {
-        const float *key = keys + (i < count ? i : 0) * width;
-        parts[i] = read(query) * read(key);
-        for (int64_t d = LANES; d < width; d += LANES) parts[i] += read(query + d) * read(key + d);
-    }
-#pragma GCC unroll 4
-    for (int level = LANES / 2; level > 0; level /= 2)
+    lanes parts[LANES] = {0};
+    for (int64_t d = 0; d < width; d += LANES) {
+        lanes part = read(query + d);
 #pragma GCC unroll 8
-        for (int i = 0; i < level; i++) parts[i] = neighbours(parts[2 * i], parts[2 * i + 1]);
-    memcpy(scores, &parts[0], sizeof parts[0]);
+        for (int64_t i = 0; i < LANES; i++) parts[i] += part * read(keys + (i < count ? i : 0) * width + d);
+    }
+    lanes found = sums_of(parts);
+    memcpy(scores, &found, sizeof found);
 }
 
 // scores[t] = query . keys[t] for t < count; what follows them up to a multiple of LANES has no meaning.
@@ -52,19 +55,36 @@ INLINED void scored(float *restrict scores, const float *query, const float *key
     if (t < count) scored_tile(scores + t, query, keys + t * width, count - t, width);
 }
 
-// total += sum of weights[t] values[t]
-INLINED void mixed(lanes *total, const float *weights, const float *values, int64_t count, int64_t width) {
-    for (int64_t t = 0; t < count; t++) {
-        lanes weight = everywhere(weights[t]);
-#pragma GCC unroll 16
-        for (int64_t d = 0; d < width / LANES; d++) total[d] += weight * read(values + t * width + d * LANES);
+// total[0 .. vectors * LANES) += sum of weights[t] values[t]; the number of vectors is a constant where this is called.
+INLINED void mixed(lanes *total, const float *weights, const float *values, int64_t count, int64_t width, int vectors) {
+    for (int64_t t = 0; t < count; t++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) total[v] += weights[t] * read(values + t * width + v * LANES);
+}
+
+// Where weights and values of prompt and own tokens lie.
+typedef struct {
+    const float *weights, *prompt_values, *own_values;
+    int64_t before, own;
+    float sum;
+} Mixture;
+
+// Some columns of what is attended to.
+INLINED void columns(float *out, Mixture of, int64_t first, int64_t width, int vectors) {
+    lanes total[4] = {0};
+    mixed(total, of.weights, of.prompt_values + first, of.before, width, vectors);
+    mixed(total, of.weights + of.before, of.own_values + first, of.own, width, vectors);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        lanes found = total[v] / of.sum;
+        memcpy(out + first + v * LANES, &found, sizeof found);
     }
 }
 
 // Attention of one scaled query to `before` prompt tokens and `own` tokens, whose softmax is one.
 INLINED void attend(float *out, const float *query, const float *prompt_keys, const float *prompt_values,
-                        int64_t before, const float *own_keys, const float *own_values, int64_t own, float *scores,
-                        int64_t width) {
+                    int64_t before, const float *own_keys, const float *own_values, int64_t own, float *scores,
+                    int64_t width) {
     scored(scores, query, prompt_keys, before, width);
     scored(scores + before, query, own_keys, own, width);
     float most = -INFINITY, sum = 0.0f;
@@ -75,14 +95,10 @@ INLINED void attend(float *out, const float *query, const float *prompt_keys, co
         scores[t] = exponential(scores[t] - most);
         sum += scores[t];
     }
-    lanes total[width / LANES];
-    for (int64_t d = 0; d < width / LANES; d++) total[d] = everywhere(0.0f);
-    mixed(total, scores, prompt_values, before, width);
-    mixed(total, scores + before, own_values, own, width);
-    for (int64_t d = 0; d < width / LANES; d++) {
-        total[d] /= sum;
-        memcpy(out + d * LANES, &total[d], sizeof total[d]);
-    }
+    Mixture of = {scores, prompt_values, own_values, before, own, sum};
+    int64_t first = 0;
+    for (; first + 4 * LANES <= width; first += 4 * LANES) columns(out, of, first, width, 4);
+    for (; first < width; first += LANES) columns(out, of, first, width, 1);
 }
 
 // What `decode_attention` is given.
@@ -97,8 +113,16 @@ typedef struct {
     int type, attended_type;
 } Step;
 
-// One key head of one row, and the query heads that share it. `width` is the last argument everywhere: known to the
-// compiler where it is a usual one, and sums then stay in registers.
+// Ask for a row's own keys and values, which lie too scattered for the processor to guess.
+INLINED void fetch(const Step *step, int64_t key, int64_t b, int64_t width) {
+    int64_t own = (b * step->keys + key) * step->room * width;
+    for (int64_t i = 0; i < step->lengths[b] * width; i += 16) {  // numbers in a line of the cache
+        __builtin_prefetch(step->own_keys + own + i, 0, 2);
+        __builtin_prefetch(step->own_values + own + i, 0, 2);
+    }
+}
+
+// One key head of one row, and the query heads that share it.
 INLINED void row_attention(const Step *step, int64_t key, int64_t b, float *scratch, int64_t width) {
     float *head = scratch, *query = head + width, *out = query + width, *scores = out + width;
     const float *cos = step->cos + b * width, *sin = step->sin + b * width;
@@ -123,20 +147,6 @@ INLINED void row_attention(const Step *step, int64_t key, int64_t b, float *scra
     }
 }
 
-INLINED void all_attention(const Step *step, int64_t width) {
-    int64_t rows = step->rows, keys = step->keys;
-    // A row's own numbers lie side by side; but where a prompt is longer than the cache, its rows take a head in turn.
-    int by_key = 2 * keys * step->length * width * (int64_t)sizeof(float) > CACHED;
-#pragma omp parallel
-    {
-        float *scratch = malloc((3 * width + step->length + step->room + 2 * LANES) * sizeof(float));
-#pragma omp for
-        for (int64_t i = 0; i < keys * rows; i++)
-            row_attention(step, by_key ? i / rows : i % keys, by_key ? i % rows : i / keys, scratch, width);
-        free(scratch);
-    }
-}
-
 // One token per row: rotate its projected queries and keys, write keys and values behind the row's own, and attend to
 // the row's prompt and its own tokens. projected [rows, (queries + 2 keys) width], cos and sin [rows, width], norms
 // [width] or NULL, own [>= rows, keys, room, width], prompt [prompts, keys, length, width] of which the first
@@ -151,11 +161,18 @@ void decode_attention(const void *projected, int type, const float *cos, const f
                  own_keys,   own_values, prompt_of, hidden_of,  lengths,  attended,    rows,
                  queries,    keys,      room,      length,     epsilon,  scaling,     type,
                  attended_type};
-    switch (width) {
-        case 32: all_attention(&step, 32); return;
-        case 64: all_attention(&step, 64); return;
-        case 128: all_attention(&step, 128); return;
-        default: all_attention(&step, width);
+    // A row's own numbers lie side by side; but where a prompt is longer than the cache, its rows take a head in turn.
+    int by_key = 2 * keys * length * width * (int64_t)sizeof(float) > CACHED;
+#pragma omp parallel
+    {
+        float *scratch = malloc((3 * width + length + room + 2 * LANES) * sizeof(float));
+#pragma omp for
+        for (int64_t i = 0; i < keys * rows; i++) {
+            if (i + 1 < keys * rows)
+                fetch(&step, by_key ? (i + 1) / rows : (i + 1) % keys, by_key ? (i + 1) % rows : (i + 1) / keys, width);
+            row_attention(&step, by_key ? i / rows : i % keys, by_key ? i % rows : i / keys, scratch, width);
+        }
+        free(scratch);
     }
 }
 

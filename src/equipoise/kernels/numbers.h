@@ -63,9 +63,9 @@ INLINED void store(void *to, int64_t start, const float *from, int64_t count, in
     for (int64_t i = 0; i < count; i++) halves[i] = narrowed(from[i]);
 }
 
-// e^x to about two units in the last place: 2^n e^r with |r| <= ln 2 / 2; 0 below the smallest normal number.
+// e^x to about two units in the last place: 2^n e^r with |r| <= ln 2 / 2; 0 below e^-87, infinite above e^88.
 static inline float exponential(float x) {
-    float bounded = x > 88.0f ? 88.0f : x;
+    float bounded = x > 88.0f ? 88.0f : x < -88.0f ? -88.0f : x;
     float n = rintf(bounded * 1.44269504088896341f);
     float r = fmaf(n, -0.693145751953125f, bounded);
     r = fmaf(n, -1.42860682030941723e-6f, r);
@@ -77,11 +77,10 @@ static inline float exponential(float x) {
     sum = fmaf(sum, r, 0.5f);
     sum = fmaf(sum, r, 1.0f);
     sum = fmaf(sum, r, 1.0f);
-    int32_t exponent = (int32_t)(n < -126.0f ? -126.0f : n) + 127;
-    uint32_t bits = (uint32_t)exponent << 23;
+    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
-    return x < -87.0f ? 0.0f : sum * power;
+    return x < -87.0f ? 0.0f : x > 88.0f ? INFINITY : sum * power;
 }
 
 INLINED float squares(const float *row, int64_t width) {

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from equipoise.models import decoder_blocks
+from equipoise.models.block_parts import Norm, Rotation
 from equipoise.models.decoder_blocks import BlockSpec, _Enter, _Leave, _Normed, block_specs
 from equipoise.models.loading import enable_checkpointing, quiet_peft
 from equipoise.models.policy_module import PolicyModule
 from equipoise.models.products import NotPlain
-from equipoise.models.block_parts import Norm, Rotation
 from equipoise.rollout.logprobs import completion_logprobs, score_tokens
 from equipoise.rollout.types import Rollout
 
