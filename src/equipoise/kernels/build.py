@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they are switched off or cannot be had, which is said once."""
     found, reason = _found()
     if found is None and os.environ.get(SWITCH) != "off":
-        logger.warning("no compiled loops, so torch's operations do their work, and steps on a CPU are slower: %s", reason)
+        logger.warning("no compiled loops, so torch's operations do it, and steps on a CPU are slower: %s", reason)
     return found
 
 

@@ -153,8 +153,9 @@ class Multiplier:
 def multiplied(
     rows_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, plus: Tensor | None = None
 ) -> Tensor:
-    """`x W^T + b + plus` [N, O] with a weight that is used once as it lies; bias and `plus`, whose memory may be used for
-    the result, exclude each other.
+    """`x W^T + b + plus` [N, O] with a weight that is used once as it lies.
+
+    Bias and `plus` exclude each other; the memory of `plus` may be taken for the result.
 
     In float32 on a CPU by oneDNN, which is ahead of the product that torch takes on AMD's processors and level with it
     on Intel's. No gradient flows.

@@ -74,7 +74,8 @@ def test_rotation_turns_pairs_and_back(heads: torch.dtype, angles: torch.dtype, 
     # The transpose of a rotation is the rotation back, also where rounded angles are no longer quite on the circle.
     other = numbers(ROWS, 3, width, seed=4)
     if heads == angles == torch.float32:
-        assert math.isclose(float((found * other).sum()), float((inputs * rotation.backward(other)).sum()), abs_tol=1e-2)
+        there, back = (found * other).sum(), (inputs * rotation.backward(other)).sum()
+        assert math.isclose(float(there), float(back), abs_tol=1e-2)
     with by_torch():
         back = rotation.backward(inputs)
     near(rotation.backward(inputs), back, back.dtype)
