@@ -72,10 +72,10 @@ class DecodeStep:
         filled: list[tuple[Tensor, Tensor]] = []
 
         def attention(projected: Tensor) -> Tensor:
-            query_NQD, *kept = block.heads.turned(projected.to(self.cache_dtype), rotation)
-            filled.append(tuple(part[packing.token_BL].transpose(1, 2).contiguous() for part in kept))  # type: ignore[arg-type]
-            attended_NQD = attend_packed(query_NQD, *kept, packing, block.heads.scaling)
-            return attended_NQD.flatten(1).to(self._dtype)
+            query, key, value = block.heads.turned(projected.to(self.cache_dtype), rotation)
+            keys, values = (part[packing.token_BL].transpose(1, 2).contiguous() for part in (key, value))
+            filled.append((keys, values))
+            return attend_packed(query, key, value, packing, block.heads.scaling).flatten(1).to(self._dtype)
 
         with torch.autocast(ids_PS.device.type, enabled=False):
             hidden_NH, rotation = self._entered(packing.ids_1N[0], packing.position_ids_1N[0])
