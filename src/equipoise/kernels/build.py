@@ -24,7 +24,7 @@ logger = logging.getLogger("equipoise")
 
 SWITCH = "EQUIPOISE_KERNELS"
 HERE = Path(__file__).parent
-SOURCES = (HERE / "decode.c", HERE / "blocks.c")
+SOURCES = (HERE / "decode.c", HERE / "blocks.c", HERE / "products.c")
 HEADER = HERE / "numbers.h"
 # The loader finds torch's own libgomp by its name, so that both share one set of threads.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")

@@ -6,6 +6,7 @@ Callers see to it that `fit` holds; sizes and types are checked here, since C wo
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from equipoise.kernels.build import library
 
+OUTPUTS = 16  # of a block of a weight that is laid out for few rows
 LANES = 8  # a head's width is a multiple of it
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -25,6 +27,9 @@ _ARGUMENTS = {
     "silu_times": [*[_POINTER] * 3, _TYPE, *[_SIZE] * 3],
     "silu_gradients": [*[_POINTER] * 5, _TYPE, *[_SIZE] * 2],
     "decode_attention": [*_TYPED, *[_POINTER] * 4, _NUMBER, *[_POINTER] * 7, *[_SIZE] * 6, _NUMBER, *_TYPED],
+    "can_multiply": [],
+    "lay_out": [*[_POINTER] * 2, *[_SIZE] * 2],
+    "multiply_rows": [*[_POINTER] * 5, *[_SIZE] * 3],
     "sample_tokens": [*[_POINTER] * 2, *[_SIZE] * 2, _NUMBER, *[_POINTER] * 2],
 }
 
@@ -32,6 +37,49 @@ _ARGUMENTS = {
 def fit(*tensors: Tensor) -> bool:
     """Whether there are kernels, and these tensors are of types that they know, on the CPU."""
     return all(t.device.type == "cpu" and t.dtype in TYPES for t in tensors) and library() is not None
+
+
+class FewRows:
+    """A bfloat16 weight [O, I] laid out for products of few rows; a copy."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        """Raises ValueError where `takes` is False."""
+        _check(weight_OI.shape, weight_OI, dtype=torch.bfloat16)
+        if not self.takes(weight_OI):
+            raise ValueError(f"no products of few rows for {tuple(weight_OI.shape)}")
+        self._outputs, self._inputs = weight_OI.shape
+        filled = -(-self._outputs // OUTPUTS) * OUTPUTS
+        self._laid = weight_OI.new_empty(filled * self._inputs)
+        _call("lay_out", weight_OI.data_ptr(), self._laid.data_ptr(), self._outputs, self._inputs)
+        self._bias: Tensor | None = None
+        if bias_O is not None:
+            self._bias = torch.nn.functional.pad(bias_O.float(), (0, filled - self._outputs))
+
+    @staticmethod
+    @cache
+    def supported() -> bool:
+        """Whether this processor has the instructions, and there are kernels at all."""
+        found = library()
+        return found is not None and bool(found.can_multiply())
+
+    @classmethod
+    def takes(cls, weight_OI: Tensor) -> bool:
+        """Whether products with this weight can be had here."""
+        fits = weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu" and weight_OI.shape[1] % 2 == 0
+        return fits and cls.supported()
+
+    def __call__(self, rows_NI: Tensor, plus_NO: Tensor | None = None) -> Tensor:
+        """`x W^T + b + plus` [N, O]: sums in float32, rounded once."""
+        rows = len(rows_NI)
+        _check((rows, self._inputs), rows_NI, dtype=torch.bfloat16)
+        _check((rows, self._outputs), *(() if plus_NO is None else (plus_NO,)), dtype=torch.bfloat16)
+        found = rows_NI.new_empty(rows, self._outputs)
+        optional = (None if part is None else part.data_ptr() for part in (self._bias, plus_NO))
+        _call(
+            "multiply_rows", rows_NI.data_ptr(), self._laid.data_ptr(), *optional, found.data_ptr(),
+            rows, self._outputs, self._inputs,
+        )  # fmt: skip
+        return found
 
 
 def residual_norm(

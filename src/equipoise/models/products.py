@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise.kernels import cpu
+
 
 class NotPlain(Exception):
     """A layer does more than `W x + b` and low-rank updates; the message says what."""
@@ -129,22 +131,26 @@ class Multiplier:
     """Multiplies by one weight, [N, I] to [N, O]; the weight is copied where that is faster."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> None:
-        self._weight, self._bias_O, self._is_packed = (
-            weight_OI.detach(),
-            bias_O,
-            is_packable(weight_OI.dtype, weight_OI.device),
-        )
-        if self._is_packed:
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous())
+        self._few: cpu.FewRows | None = None
+        self._weight, self._bias_O, self._is_packed = weight_OI.detach(), bias_O, False
+        if cpu.FewRows.takes(weight_OI):
+            self._few = cpu.FewRows(self._weight.contiguous(), bias_O)
+            self._weight = weight_OI.new_empty(0)  # what was laid out serves
+        elif is_packable(weight_OI.dtype, weight_OI.device):
+            self._weight, self._is_packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous()), True
 
     def __call__(self, rows_NI: Tensor) -> Tensor:
         """`x W^T + b`."""
+        if self._few is not None:
+            return self._few(rows_NI)
         if self._is_packed:
             return torch.ops.mkldnn._linear_pointwise(rows_NI, self._weight, self._bias_O, "none", [], "")
         return F.linear(rows_NI, self._weight, self._bias_O)
 
     def plus(self, rows_NI: Tensor, other_NO: Tensor) -> Tensor:
         """`x W^T + other`, for a multiplier without a bias."""
+        if self._few is not None:
+            return self._few(rows_NI, other_NO)
         if self._is_packed:
             return torch.ops.mkldnn._linear_pointwise.binary(rows_NI, other_NO, self._weight, None, "add")
         return torch.addmm(other_NO, rows_NI, self._weight.t())
