@@ -4,10 +4,11 @@
 
 `copied, all stay`: the model's own cache, a copy of the prompt's for every completion; a row that has ended is computed
 until the last one ends. `copied`: such rows leave. `shared`: a prompt's keys and values once for its group. `shared,
-joining`: and waiting groups take the places of those that have left. `own step`: and a token does not go through the
-model's own layers, which is how `generate` runs. Completions end at random, a fortieth of the vocabulary being ends, so
-that lengths are geometric. All ways give the same tokens in exact arithmetic; the share that did here is printed.
-Ratios are taken within an alternation; median and quartiles.
+joining`: and waiting groups take the places of those that have left. `own step`: and neither prompts nor tokens go
+through the model's own layers. `compiled`: and loops in C take the place of torch's operations between products, and of
+oneDNN's products in bfloat16 where the processor allows; that is how `generate` runs. Completions end at random, a
+fortieth of the vocabulary being ends, so that lengths are geometric. All ways give the same tokens in exact arithmetic;
+the share that did here is printed. Ratios are taken within an alternation; median and quartiles.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ import torch
 from grpo_step_world import SHAPES, Shape, prompt_texts, write_model
 
 from equipoise.config import ModelConfig, SamplingConfig
+from equipoise.kernels import cpu
 from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout import decoding, sampler
 from equipoise.rollout.types import Rollout
 
-WAYS = ("copied, all stay", "copied", "shared", "shared, joining", "own step")
+WAYS = ("copied, all stay", "copied", "shared", "shared, joining", "own step", "compiled")
 PLAIN = WAYS[0]
 ENDS = 40  # one id in so many ends a completion
 WORKLOADS = {
@@ -64,7 +66,9 @@ def runner(policy: Policy, shape: Shape, way: str) -> Callable[[int], Rollout]:
                 changes.enter_context(patch.object(decoding, "groups_share_prompts", copied))
             if way == PLAIN:
                 changes.enter_context(patch.object(sampler, "COMPACT_BELOW", 0.0))
-            if way != "own step":
+            if way != "compiled":
+                changes.enter_context(cpu.by_torch())
+            if way not in ("own step", "compiled"):
                 changes.enter_context(patch.object(decoding, "_own_step", lambda _: None))
             if way == "shared":
                 changes.enter_context(patch.object(decoding.GroupedBatch, "joins", False))

@@ -4,7 +4,8 @@
 
 `padded, autograd`: rows padded, the projection by autograd with chunks computed again. `padded`: the hand-written
 projection alone. `group rows`: a prompt and its completions as one padded row under a block-causal mask. `packed`:
-rows without padding through the model's own layers. `by hand`: through hand-written blocks, as `score_tokens` does.
+rows without padding through the model's own layers. `by hand`: through hand-written blocks of torch's operations.
+`compiled`: and loops in C between products, as `score_tokens` does.
 Every alternation runs each of them once; ratios are taken within an alternation, and their median and quartiles are
 given, because a shared machine drifts between alternations.
 """
@@ -17,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from equipoise.functional.logprobs import linear_logprobs
+from equipoise.kernels import cpu
 from equipoise.models import policy_module
 from equipoise.models.policy_module import PolicyModule
 from equipoise.sandbox.models import SIZES, model_config
@@ -32,7 +35,7 @@ from equipoise.sandbox.models import SIZES, model_config
 PROMPTS, GROUP = 16, 8
 PROMPT_TOKENS, COMPLETION_TOKENS = (30, 60), (5, 80)
 OLD = "padded, autograd"
-WAYS = (OLD, "padded", "group rows", "packed", "by hand")
+WAYS = (OLD, "padded", "group rows", "packed", "by hand", "compiled")
 
 
 def build(name: str) -> PolicyModule:
@@ -103,8 +106,8 @@ def runner(module: PolicyModule, rows: tuple[Tensor, Tensor, Tensor], way: str) 
     def run() -> Tensor:
         if way == "group rows":
             return group_rows(module, *rows)
-        module.packed = way in ("packed", "by hand")
-        module._own_blocks = way == "by hand"
+        module.packed = way in ("packed", "by hand", "compiled")
+        module._own_blocks = way in ("by hand", "compiled")
         plain = policy_module._plain_linear
         policy_module._plain_linear = (lambda head: None) if way == OLD else plain
         try:
@@ -124,10 +127,11 @@ def measure(module: PolicyModule, rows: tuple[Tensor, Tensor, Tensor], backward:
         for way, run in runs.items():
             module.zero_grad()
             start = time.perf_counter()
-            with torch.set_grad_enabled(backward):
-                logprobs = run()
-            if backward:
-                logprobs.sum().backward()
+            with nullcontext() if way == "compiled" else cpu.by_torch():
+                with torch.set_grad_enabled(backward):
+                    logprobs = run()
+                if backward:
+                    logprobs.sum().backward()
             found[way] = logprobs.detach()
             if repeat:
                 seconds[way].append(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Every kernel of a decode step on tensors that end, or begin, where a page begins that may not be touched.
+"""Every kernel on tensors that end, or begin, where a page begins that may not be touched.
 
 Run as a script by `tests/unit/kernels/test_decode_attention.py`: a read beyond an end stops the process.
 """
@@ -48,6 +48,15 @@ def run(width: int, dtype: torch.dtype, *, at_end: bool) -> None:
     cpu.residual_norm(edge(3, odd, of=dtype), edge(3, odd, of=dtype), edge(odd, of=dtype), 1e-6, dtype)
     cpu.silu_times(edge(3, odd, of=dtype), edge(3, odd, of=dtype))
     cpu.silu_times(*edge(3, 2 * odd, of=dtype).chunk(2, dim=1))
+    inverse, weight = edge(3, 1), edge(odd, of=dtype)
+    inputs, gradient, plus = (edge(3, odd, of=dtype) for _ in range(3))
+    cpu.norm_gradients(inputs, inverse, weight, gradient, plus, dtype, for_weight=True)
+    cpu.silu_gradients(edge(3, odd, of=dtype), edge(3, odd, of=dtype), edge(3, odd, of=dtype))
+    cpu.rotate_heads(edge(3, 2, width, of=dtype), edge(3, width, of=dtype), edge(3, width, of=dtype), dtype, back=True)
+    if dtype == torch.bfloat16 and cpu.FewRows.supported():
+        for rows in (1, 7, 19):
+            multiply = cpu.FewRows(edge(odd, 2 * odd, of=dtype), edge(odd, of=dtype))
+            multiply(edge(rows, 2 * odd, of=dtype), edge(rows, odd, of=dtype))
     cpu.sample_tokens(edge(3, odd + 64), at_an_edge(torch.tensor([0.0, 0.5, 1.0]), at_end=at_end), 0.7)
     for room, length in ((5, 3), (8, 8), (1, 0)):
         own, prompt = (

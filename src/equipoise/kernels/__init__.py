@@ -1,1 +1,1 @@
-"""Loops in C for what a decode step does between its matrix products on a CPU."""
+"""Loops in C for what stands between matrix products on a CPU, in decode steps and in training."""

@@ -3,7 +3,7 @@
 // together.
 //
 // Numbers are float32 or bfloat16 in memory, as a type says, and float32 in registers; they are rounded where torch
-// rounds them. A row is computed in one order whatever the threads and the rows beside it, and sums over rows go by
+// rounds them, but rotations once only. A row is computed in one order whatever the threads and the rows beside it, and sums over rows go by
 // blocks of a fixed size, so results depend on neither. No function allocates what it returns, and none looks beyond the
 // sizes that it is given.
 
@@ -37,11 +37,12 @@ INLINED float norm_row(const void *hidden, int hidden_type, const void *added, i
 }
 
 // sum [rows, width] = hidden + added, unless that is NULL; normed = the sum's RMS norm; inverses [rows], unless NULL, the
-// inverse root mean squares. The sum may lie where hidden does.
+// inverse root mean squares.
 void residual_norm(const void *hidden, int hidden_type, const void *added, int added_type, void *sum,
                    const void *weight, int weight_type, void *normed, int normed_type, float *inverses, int64_t rows,
                    int64_t width, float epsilon) {
     int halves = hidden_type == BFLOAT16 && weight_type == BFLOAT16 ? BFLOAT16 : FLOAT32;
+    if (added == NULL) added_type = normed_type;  // none: the usual one, for what follows
 #pragma omp parallel if (rows * width > ALONE)
     {
         float *scratch = malloc(2 * width * sizeof(float)), *weights = scratch + width, inverse;
@@ -68,12 +69,11 @@ void residual_norm(const void *hidden, int hidden_type, const void *added, int a
 }
 
 // The gradient of inputs [rows, width] whose norm has this gradient, added to `plus` unless that is NULL, and that of
-// the weight [width] unless that is NULL. With r = inverse: dx = r (g - x r^2 mean(g x)), g = dy w; dw = sum of dy x r.
+// the weight [width] unless that is NULL; it then needs `parts` [rows / CHUNK, width] of zeros. With r = inverse: dx = r (g - x r^2 mean(g x)), g = dy w; dw = sum of dy x r.
 void norm_gradients(const void *inputs, int inputs_type, const float *inverses, const void *weight, int weight_type,
                     const void *gradient, int gradient_type, const void *plus, int plus_type, void *found,
-                    int found_type, float *of_weight, int64_t rows, int64_t width) {
+                    int found_type, float *of_weight, float *parts, int64_t rows, int64_t width) {
     int64_t chunks = (rows + CHUNK - 1) / CHUNK;
-    float *parts = of_weight == NULL ? NULL : calloc(chunks * width, sizeof(float));
 #pragma omp parallel if (rows * width > ALONE)
     {
         float *scratch = malloc(3 * width * sizeof(float)), *g = scratch + width, *weights = g + width;
@@ -86,7 +86,7 @@ void norm_gradients(const void *inputs, int inputs_type, const float *inverses, 
                 if (inputs_type != FLOAT32) load(scratch, inputs, b * width, width, inputs_type);
                 load(g, gradient, b * width, width, gradient_type);
                 float inverse = inverses[b], shared = 0.0f;
-                if (parts != NULL) {
+                if (of_weight != NULL) {
                     float *part = parts + chunk * width;
                     for (int64_t i = 0; i < width; i++) part[i] += g[i] * x[i] * inverse;
                 }
@@ -106,11 +106,10 @@ void norm_gradients(const void *inputs, int inputs_type, const float *inverses, 
         }
         free(scratch);
     }
-    if (parts == NULL) return;
+    if (of_weight == NULL) return;
     memset(of_weight, 0, width * sizeof(float));
     for (int64_t chunk = 0; chunk < chunks; chunk++)
         for (int64_t i = 0; i < width; i++) of_weight[i] += parts[chunk * width + i];
-    free(parts);
 }
 
 INLINED void rotate_all(const void *from, int from_type, const float *cos, const float *sin, void *to, int to_type,

@@ -1,7 +1,7 @@
-"""Compiles the loops for this processor, once per machine, and loads it.
+"""Compiles the loops for this processor, once per user and machine, and loads them.
 
-Nothing here is needed: without a C compiler the same is computed by torch's operations, and a warning says so once.
-EQUIPOISE_KERNELS=off asks for that.
+Nothing here is needed: without them torch's operations compute the same, and a warning says so once. There are none but
+on Linux; EQUIPOISE_KERNELS=off asks for none.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 logger = logging.getLogger("equipoise")
 
 SWITCH = "EQUIPOISE_KERNELS"
+OFF = ("off", "0", "no", "false")
 HERE = Path(__file__).parent
 SOURCES = (HERE / "decode.c", HERE / "blocks.c", HERE / "products.c")
 HEADER = HERE / "numbers.h"
-# The loader finds torch's own libgomp by its name, so that both share one set of threads.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 COMPILERS = ("gcc", "cc")
 SECONDS = 120
@@ -36,100 +34,123 @@ class NoKernels(Exception):
     """Why there are none on this machine."""
 
 
+def switched_off() -> bool:
+    """Whether the environment asks for none."""
+    return os.environ.get(SWITCH, "").lower() in OFF
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they are switched off or cannot be had, which is said once."""
     found, reason = _found()
-    if found is None and os.environ.get(SWITCH) != "off":
+    if found is None and not switched_off():
         logger.warning("no compiled loops, so torch's operations do it, and steps on a CPU are slower: %s", reason)
     return found
 
 
 def described() -> str:
-    """For `environment.json`: whether the kernels are in use, or why not."""
-    found, reason = _found()
-    return "compiled" if found is not None else reason
+    """For `environment.json`: which kernels are in use, or why none."""
+    return _found()[1]
 
 
 @cache
 def _found() -> tuple[ctypes.CDLL | None, str]:
-    if os.environ.get(SWITCH) == "off":
-        return None, f"switched off ({SWITCH}=off)"
+    """The library and its name, or why there is none."""
+    if switched_off():
+        return None, f"switched off ({SWITCH}={os.environ[SWITCH]})"
+    if platform.system() != "Linux":
+        return None, f"none for {platform.system()}"
+    reasons = []
     try:
-        with _directory() as directory:
-            return ctypes.CDLL(str(_compiled(directory))), ""
+        if not _shares_threads():
+            raise NoKernels("torch has another OpenMP here than GNU's, whose threads they would not share")
+        for compiler in filter(None, map(shutil.which, COMPILERS)):
+            try:
+                return _loaded(compiler)
+            except (NoKernels, OSError) as error:
+                reasons.append(str(error))
+        raise NoKernels("; ".join(reasons) or f"no C compiler ({' or '.join(COMPILERS)}) is on the PATH")
     except (NoKernels, OSError) as error:
         return None, str(error)
 
 
-def _compiled(directory: Path) -> Path:
-    """The shared library in this directory, where it lies if it was compiled before."""
-    if platform.system() != "Linux":
-        raise NoKernels(f"none for {platform.system()}")
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if compiler is None:
-        raise NoKernels(f"no C compiler ({' or '.join(COMPILERS)}) is on the PATH")
-    path = directory / f"cpu-{_fingerprint(compiler)}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=directory) as temporary:
-            made = Path(temporary) / path.name
-            _run([compiler, *FLAGS, *map(str, SOURCES), "-o", str(made), "-lm"])
-            made.replace(path)  # whoever comes second replaces it by its equal
-    return path
+def _shares_threads() -> bool:
+    """Whether torch's own threads are GNU OpenMP's: the loader then finds the same library for ours, by its name."""
+    return "libgomp" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
 
 
-@contextmanager
-def _directory() -> Iterator[Path]:
-    """Where nobody else may write, since what lies there is loaded: the user's cache, else one for this call alone."""
-    kept = _cache()
-    if kept is not None:
-        yield kept
-    else:
-        with tempfile.TemporaryDirectory(prefix="equipoise-kernels-") as temporary:
-            yield Path(temporary)  # gone once the library is loaded, which does not mind
+def _loaded(compiler: str) -> tuple[ctypes.CDLL, str]:
+    """The user's library if it is there and loads, else one that is compiled now."""
+    name, kept = f"cpu-{_fingerprint(compiler)}.so", _cache()
+    if kept is not None and (kept / name).exists():
+        try:
+            return ctypes.CDLL(str(kept / name)), name
+        except OSError as error:  # cut short, of another libc, or on a disk that nothing is run from
+            logger.info("%s is compiled again: %s", name, error)
+    with tempfile.TemporaryDirectory(prefix="equipoise-kernels-") as temporary:
+        made = Path(temporary) / name
+        _run([compiler, *FLAGS, *map(str, SOURCES), "-o", str(made), "-lm"])
+        found = ctypes.CDLL(str(made))  # stays loaded when the file is gone
+        if kept is not None:
+            _keep(made, kept)
+    return found, name
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Put a library that loads where the next process finds it; whoever comes second replaces it by its equal."""
+    try:
+        with tempfile.TemporaryDirectory(dir=kept) as beside:
+            shutil.copy(made, Path(beside) / made.name)
+            (Path(beside) / made.name).replace(kept / made.name)
+    except OSError as error:
+        logger.info("%s is not kept, so the next process compiles it again: %s", made.name, error)
 
 
 def _cache() -> Path | None:
-    """The user's own directory of libraries; None where there is no home, or it is others' to write to."""
+    """The user's directory of libraries; None where there is no home, or others may write to it: they are loaded."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         directory = base / "equipoise" / "kernels"
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = directory.stat()
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return None
-        with tempfile.TemporaryFile(dir=directory):
-            return directory
+        base.mkdir(parents=True, exist_ok=True)
+        for part in (directory.parent, directory):
+            part.mkdir(exist_ok=True, mode=0o700)
+            found = part.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                return None
+            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return None
+        return directory
     except (OSError, RuntimeError):  # the latter: nobody knows of a home
         return None
 
 
 def _fingerprint(compiler: str) -> str:
     """Of all that decides what the compiled code is, the processor's abilities among it: homes are shared."""
-    version = _run([compiler, "--version"])
     sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, HEADER)]
-    parts = [*sources, " ".join(FLAGS), version, _processor()]
+    parts = [*sources, " ".join(FLAGS), _run([compiler, "--version"]), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
+    """What cores are and can do, each line once; what changes from boot to boot is left out."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    # Of the first core; what differs between cores or from boot to boot is left out.
     wanted = ("model name", "flags", "Features", "CPU part")
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
 
 
 def _run(command: list[str]) -> str:
     """What the compiler prints. Raises NoKernels where it fails, or does not end."""
-    compiler = command[0]
+    compiler, environment = command[0], {**os.environ, "LC_ALL": "C"}
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS, env=environment
+        )
     except subprocess.TimeoutExpired as error:
         raise NoKernels(f"{compiler} did not end within {SECONDS} s") from error
     if ended.returncode:
-        first = (ended.stderr.strip().splitlines() or ["no message"])[0]
-        raise NoKernels(f"{compiler} failed: {first}")
+        lines = ended.stderr.strip().splitlines() or ["no message"]
+        raise NoKernels(f"{compiler} failed: {next((line for line in lines if 'error' in line), lines[0])}")
     return ended.stdout

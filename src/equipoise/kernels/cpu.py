@@ -1,4 +1,4 @@
-"""Calls of the compiled functions with tensors. What each computes is said in `blocks.c` and `decode.c`.
+"""Calls of the compiled functions with tensors. What each computes is said in `blocks.c`, `decode.c` and `products.c`.
 
 Callers see to it that `fit` holds; sizes and types are checked here, since C would read past an end without a word.
 """
@@ -6,37 +6,58 @@ Callers see to it that `fit` holds; sizes and types are checked here, since C wo
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.kernels.build import library
 
+CHUNK = 64  # rows whose share of a weight's gradient is summed first, as in blocks.c
+TOGETHER = 512  # rows that are multiplied with a block of the weight while it is near
 OUTPUTS = 16  # of a block of a weight that is laid out for few rows
 LANES = 8  # a head's width is a multiple of it
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+_torch_only: ContextVar[bool] = ContextVar("equipoise_by_torch", default=False)
 
 _POINTER, _SIZE, _TYPE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _TYPED = [_POINTER, _TYPE]
 _ARGUMENTS = {
     "residual_norm": [*_TYPED * 2, _POINTER, *_TYPED * 2, _POINTER, *[_SIZE] * 2, _NUMBER],
-    "norm_gradients": [*_TYPED, _POINTER, *_TYPED * 4, _POINTER, *[_SIZE] * 2],
+    "norm_gradients": [*_TYPED, _POINTER, *_TYPED * 4, *[_POINTER] * 2, *[_SIZE] * 2],
     "rotate_heads": [*_TYPED, _POINTER, *_TYPED * 2, *[_SIZE] * 3, _TYPE],
     "silu_times": [*[_POINTER] * 3, _TYPE, *[_SIZE] * 3],
     "silu_gradients": [*[_POINTER] * 5, _TYPE, *[_SIZE] * 2],
     "decode_attention": [*_TYPED, *[_POINTER] * 4, _NUMBER, *[_POINTER] * 7, *[_SIZE] * 6, _NUMBER, *_TYPED],
-    "can_multiply": [],
     "lay_out": [*[_POINTER] * 2, *[_SIZE] * 2],
-    "multiply_rows": [*[_POINTER] * 5, *[_SIZE] * 3],
+    "multiply_rows": [*[_POINTER] * 6, *[_SIZE] * 4],
     "sample_tokens": [*[_POINTER] * 2, *[_SIZE] * 2, _NUMBER, *[_POINTER] * 2],
 }
 
 
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """While this lasts nothing fits, and torch's operations run: for comparisons."""
+    token = _torch_only.set(True)
+    try:
+        yield
+    finally:
+        _torch_only.reset(token)
+
+
 def fit(*tensors: Tensor) -> bool:
-    """Whether there are kernels, and these tensors are of types that they know, on the CPU."""
-    return all(t.device.type == "cpu" and t.dtype in TYPES for t in tensors) and library() is not None
+    """Whether there are kernels, and these are plain tensors on the CPU of types that they know."""
+    return not _torch_only.get() and all(map(_fits, tensors)) and library() is not None
+
+
+def _fits(tensor: Tensor) -> bool:
+    # Not sharded, not fake: what lies behind those is no memory to read.
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype in TYPES
 
 
 class FewRows:
@@ -65,8 +86,7 @@ class FewRows:
     @classmethod
     def takes(cls, weight_OI: Tensor) -> bool:
         """Whether products with this weight can be had here."""
-        fits = weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu" and weight_OI.shape[1] % 2 == 0
-        return fits and cls.supported()
+        return weight_OI.dtype == torch.bfloat16 and weight_OI.shape[1] % 2 == 0 and fit(weight_OI) and cls.supported()
 
     def __call__(self, rows_NI: Tensor, plus_NO: Tensor | None = None) -> Tensor:
         """`x W^T + b + plus` [N, O]: sums in float32, rounded once."""
@@ -74,10 +94,12 @@ class FewRows:
         _check((rows, self._inputs), rows_NI, dtype=torch.bfloat16)
         _check((rows, self._outputs), *(() if plus_NO is None else (plus_NO,)), dtype=torch.bfloat16)
         found = rows_NI.new_empty(rows, self._outputs)
+        together = min(TOGETHER, -(-rows // 16) * 16)
+        pairs = torch.empty(together * self._inputs // 2, dtype=torch.int32)
         optional = (None if part is None else part.data_ptr() for part in (self._bias, plus_NO))
         _call(
-            "multiply_rows", rows_NI.data_ptr(), self._laid.data_ptr(), *optional, found.data_ptr(),
-            rows, self._outputs, self._inputs,
+            "multiply_rows", rows_NI.data_ptr(), self._laid.data_ptr(), *optional, found.data_ptr(), pairs.data_ptr(),
+            max(together, 1), rows, self._outputs, self._inputs,
         )  # fmt: skip
         return found
 
@@ -89,7 +111,6 @@ def residual_norm(
     epsilon: float,
     dtype: torch.dtype,
     *,
-    in_place: bool = False,
     with_inverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`hidden + added` [..., H], its RMS norm in `dtype`, and 1 / root mean square [..., 1] if asked for."""
@@ -121,11 +142,13 @@ def norm_gradients(
     _check(inputs.shape, inputs, gradient, *(() if plus is None else (plus,)))
     _check((width,), weight_H)
     _check((*inputs.shape[:-1], 1), inverse, dtype=torch.float32)
-    found = torch.empty_like(inputs, dtype=dtype)
+    found, rows = torch.empty_like(inputs, dtype=dtype), inputs.numel() // max(width, 1)
     of_weight = weight_H.new_empty(width, dtype=torch.float32) if for_weight else None
+    parts = weight_H.new_zeros(-(-rows // CHUNK), width, dtype=torch.float32) if for_weight else None
+    pointers = (None if part is None else part.data_ptr() for part in (of_weight, parts))
     _call(
         "norm_gradients", *_typed(inputs), inverse.data_ptr(), *_typed(weight_H), *_typed(gradient), *_typed(plus),
-        *_typed(found), None if of_weight is None else of_weight.data_ptr(), inputs.numel() // max(width, 1), width,
+        *_typed(found), *pointers, rows, width,
     )  # fmt: skip
     return found, of_weight
 

@@ -1,4 +1,4 @@
-// Numbers in memory and in registers, and what both files of kernels compute with them.
+// Numbers in memory and in registers, and what the files of kernels compute with them.
 #pragma once
 
 #include <math.h>

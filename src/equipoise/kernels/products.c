@@ -1,13 +1,14 @@
 // Products of a few bfloat16 rows with a weight that is read from memory anew each time, as a decode step of a large model
 // does. oneDNN first waits for the weight and then multiplies; here the weight streams in, asked for ahead, while what
-// has come is multiplied. Needs AVX512-BF16; `can_multiply` says whether this was compiled with it.
+// has come is multiplied; with more rows the two are level. Needs AVX512-BF16, and is left out where there is AMX, which
+// oneDNN uses; `can_multiply` says whether it was compiled.
 
 #include "numbers.h"
 
 #define OUTPUTS 16  // of a block of the weight
 #define AHEAD 4096  // bytes of the weight to ask for ahead: some 300 ns of products
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 #include <immintrin.h>
 
 int can_multiply(void) { return 1; }
@@ -50,12 +51,10 @@ INLINED void one_block(const int32_t *pairs, const uint16_t *block, const float 
     }
 }
 
-// found [rows, outputs] = inputs of rows [rows, inputs] times the weight that was laid out, plus bias [outputs, filled up to
-// a whole block] unless NULL, plus `plus` [rows, outputs] unless NULL. Sums are float32, rounded once.
-void multiply_rows(const uint16_t *given, const uint16_t *laid, const float *bias, const uint16_t *plus, uint16_t *found,
-                   int64_t rows, int64_t outputs, int64_t inputs) {
+// `multiply_rows` for as many rows as `pairs` has room for.
+static void multiply_tiles(const uint16_t *given, const uint16_t *laid, const float *bias, const uint16_t *plus,
+                           uint16_t *found, int64_t rows, int64_t outputs, int64_t inputs, int32_t *pairs) {
     int64_t tiles = (rows + 15) / 16, blocks = (outputs + OUTPUTS - 1) / OUTPUTS, size = inputs / 2 * 16;
-    int32_t *pairs = aligned_alloc(64, tiles * size * sizeof(int32_t));
 #pragma omp parallel
     {
 #pragma omp for
@@ -79,7 +78,18 @@ void multiply_rows(const uint16_t *given, const uint16_t *laid, const float *bia
                 else one_block(of, block, bias, more, to, b * OUTPUTS, outputs, inputs, here, 16);
             }
     }
-    free(pairs);
+}
+
+// found [rows, outputs] = inputs of rows [rows, inputs] times the weight that was laid out, plus bias [outputs, filled up to
+// a whole block] unless NULL, plus `plus` [rows, outputs] unless NULL. Sums are float32, rounded once. `pairs` holds
+// `together` rows, a multiple of 16, in the layout of `one_block`.
+void multiply_rows(const uint16_t *given, const uint16_t *laid, const float *bias, const uint16_t *plus, uint16_t *found,
+                   int32_t *pairs, int64_t together, int64_t rows, int64_t outputs, int64_t inputs) {
+    for (int64_t r = 0; r < rows; r += together) {
+        int64_t here = rows - r < together ? rows - r : together;
+        multiply_tiles(given + r * inputs, laid, bias, plus == NULL ? NULL : plus + r * outputs, found + r * outputs,
+                       here, outputs, inputs, pairs);
+    }
 }
 #else
 int can_multiply(void) { return 0; }
@@ -87,7 +97,8 @@ void lay_out(const uint16_t *weight, uint16_t *laid, int64_t outputs, int64_t in
     (void)weight, (void)laid, (void)outputs, (void)inputs;
 }
 void multiply_rows(const uint16_t *given, const uint16_t *laid, const float *bias, const uint16_t *plus, uint16_t *found,
-                   int64_t rows, int64_t outputs, int64_t inputs) {
-    (void)given, (void)laid, (void)bias, (void)plus, (void)found, (void)rows, (void)outputs, (void)inputs;
+                   int32_t *pairs, int64_t together, int64_t rows, int64_t outputs, int64_t inputs) {
+    (void)given, (void)laid, (void)bias, (void)plus, (void)found, (void)pairs, (void)together;
+    (void)rows, (void)outputs, (void)inputs;
 }
 #endif

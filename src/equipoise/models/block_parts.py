@@ -1,14 +1,11 @@
 """The parts of a decoder block between its matrix products and attention, with hand-written gradients.
 
 On a CPU in float32 and bfloat16 each is one compiled call (`equipoise.kernels`); otherwise torch's operations, which
-compute the same: `by_torch` asks for those.
+compute the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,23 +15,6 @@ from torch import Tensor
 
 from equipoise.functional.masking import at_least_float32
 from equipoise.kernels import cpu
-
-_torch_only: ContextVar[bool] = ContextVar("equipoise_by_torch", default=False)
-
-
-@contextmanager
-def by_torch() -> Iterator[None]:
-    """While this lasts, nothing here is compiled: for comparisons."""
-    token = _torch_only.set(True)
-    try:
-        yield
-    finally:
-        _torch_only.reset(token)
-
-
-def compiled(*tensors: Tensor) -> bool:
-    """Whether a compiled call takes these tensors."""
-    return not _torch_only.get() and cpu.fit(*tensors)
 
 
 class Normed(NamedTuple):
@@ -61,7 +41,8 @@ class Norm:
     def __call__(self, inputs: Tensor, dtype: torch.dtype | None = None, plus: Tensor | None = None) -> Normed:
         """The normed `inputs + plus` in `dtype`, None for the type that inputs and weight make together."""
         dtype = dtype or torch.promote_types(inputs.dtype, self.weight.dtype)
-        if compiled(inputs, self.weight, *(() if plus is None else (plus,))):
+        if dtype in cpu.TYPES and cpu.fit(inputs, self.weight, *(() if plus is None else (plus,))):
+            inputs, plus = inputs.contiguous(), None if plus is None else plus.contiguous()
             total, normed, inverse = cpu.residual_norm(
                 inputs, plus, self.weight, self.epsilon, dtype, with_inverse=True
             )
@@ -79,7 +60,7 @@ class Norm:
 
         With `y = x r w`, `r = (mean(x^2) + eps)^(-1/2)`: `dx = r (g - x r^2 mean(g x))`, `g = dy w`; `dw = sum dy x r`.
         """
-        if compiled(inputs, self.weight, grad, *(() if plus is None else (plus,))):
+        if cpu.fit(inputs, self.weight, grad, *(() if plus is None else (plus,))):
             grad, plus = grad.contiguous(), None if plus is None else plus.contiguous()
             found, of_weight = cpu.norm_gradients(
                 inputs, inverse, self.weight, grad, plus, inputs.dtype, for_weight=for_weight
@@ -118,7 +99,7 @@ class Rotation:
         return self._turned(grad_NHD, back=True)
 
     def _turned(self, heads_NHD: Tensor, back: bool) -> Tensor:
-        if compiled(heads_NHD, self.cos_ND):
+        if cpu.fit(heads_NHD, self.cos_ND):
             dtype = torch.promote_types(heads_NHD.dtype, self.cos_ND.dtype)
             return cpu.rotate_heads(heads_NHD.contiguous(), self.cos_ND, self.sin_ND, dtype, back=back)
         first, second = heads_NHD.chunk(2, dim=-1)
@@ -128,14 +109,14 @@ class Rotation:
 
 def gated(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
     """`silu(gate) up`; the two may be halves of one tensor."""
-    if compiled(gate_NI, up_NI):
+    if cpu.fit(gate_NI, up_NI):
         return cpu.silu_times(gate_NI, up_NI)
     return F.silu(gate_NI).mul_(up_NI)
 
 
 def gated_backward(gate_NI: Tensor, up_NI: Tensor, grad_NI: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up from that of `gated`, whose memory is used up."""
-    if compiled(gate_NI, up_NI, grad_NI):
+    if cpu.fit(gate_NI, up_NI, grad_NI):
         return cpu.silu_gradients(gate_NI, up_NI, grad_NI)
     grad_up = F.silu(gate_NI).mul_(grad_NI)
     return torch.ops.aten.silu_backward(grad_NI.mul_(up_NI), gate_NI), grad_up

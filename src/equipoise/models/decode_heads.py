@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from equipoise.kernels import cpu
-from equipoise.models.block_parts import Norm, Rotation, compiled
-from equipoise.models.grouped_cache import attend
+from equipoise.models.block_parts import Norm, Rotation
+from equipoise.models.grouped_cache import GroupedCache, attend
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Heads:
 
     def attention(self, projected: Tensor, rotation: Rotation, layer: Any, dtype: torch.dtype) -> Tensor:
         """Of the projected queries, keys and values of one token per row, which join the cache; [B, Q D] in `dtype`."""
-        if self.width % cpu.LANES == 0 and layer.cache.dtype == torch.float32 and compiled(projected):
+        if self.is_compiled(layer.cache, dtype):
             return self._compiled(projected, rotation, layer, dtype)
         queries_BQD, keys_BKD, values_BKD = self.turned(projected.to(layer.cache.dtype), rotation)
         keys_BKTD, values_BKTD = layer.update(keys_BKD[:, :, None], values_BKD[:, :, None])
@@ -48,6 +48,11 @@ class Heads:
             normed = [norm(part.contiguous()).normed.to(part.dtype) for norm, part in pairs]
             rotated_NXD = rotation.forward(torch.cat(normed, dim=1))
         return rotated_NXD[:, :queries], rotated_NXD[:, queries:], heads_NXD[:, turned:]
+
+    def is_compiled(self, cache: GroupedCache, dtype: torch.dtype) -> bool:
+        """Whether attention over this cache, its result in `dtype`, is one compiled call."""
+        fits = self.width % cpu.LANES == 0 and cache.dtype == torch.float32 and dtype in cpu.TYPES
+        return fits and cpu.fit(cache.layers[0].prompt_keys)  # type: ignore[union-attr]
 
     def _compiled(self, projected: Tensor, rotation: Rotation, layer: Any, dtype: torch.dtype) -> Tensor:
         cache, norms, epsilon = layer.cache, None, 0.0

@@ -40,7 +40,7 @@ class DecodeStep:
         self._embed, self._rotary = backbone.embed_tokens, backbone.rotary_emb
         self._dtype = product_dtype(module)
         # Attention of a few rows in bfloat16 takes torch several times its float32 on a CPU.
-        self.cache_dtype = torch.float64 if self._embed.weight.dtype == torch.float64 else torch.float32
+        self._cache_dtype = torch.float64 if self._embed.weight.dtype == torch.float64 else torch.float32
         self._blocks = [_Block(layer, self._dtype) for layer in backbone.layers]
         self._norm = Norm.of(backbone.norm)
         self._head = Product([causal.get_output_embeddings()], self._dtype)
@@ -52,7 +52,8 @@ class DecodeStep:
 
         The cache grows by the token's keys and values; `cache.advanced()` is the caller's.
         """
-        cache.hide()
+        if not self._blocks[0].heads.is_compiled(cache, self._dtype):
+            cache.hide()
         with torch.autocast(tokens_B.device.type, enabled=False):  # every type is chosen here
             hidden_BH, rotation = self._entered(tokens_B, positions_B)
             added_BH = None
@@ -72,7 +73,7 @@ class DecodeStep:
         filled: list[tuple[Tensor, Tensor]] = []
 
         def attention(projected: Tensor) -> Tensor:
-            query, key, value = block.heads.turned(projected.to(self.cache_dtype), rotation)
+            query, key, value = block.heads.turned(projected.to(self._cache_dtype), rotation)
             keys, values = (part[packing.token_BL].transpose(1, 2).contiguous() for part in (key, value))
             filled.append((keys, values))
             return attend_packed(query, key, value, packing, block.heads.scaling).flatten(1).to(self._dtype)
@@ -91,10 +92,10 @@ class DecodeStep:
         hidden_NH = self._embed(tokens_N)
         # In the type of the model's own hidden states, which rounds them as its own pass does.
         cos_1ND, sin_1ND = self._rotary(hidden_NH, positions_N[None])
-        return hidden_NH, Rotation.of(cos_1ND[0].to(self.cache_dtype), sin_1ND[0].to(self.cache_dtype))
+        return hidden_NH, Rotation.of(cos_1ND[0].to(self._cache_dtype), sin_1ND[0].to(self._cache_dtype))
 
     def _logits(self, hidden_NH: Tensor, added_NH: Tensor) -> Tensor:
-        logits_NV = self._head(self._norm(hidden_NH, self._dtype, plus=added_NH).normed).to(self.cache_dtype)
+        logits_NV = self._head(self._norm(hidden_NH, self._dtype, plus=added_NH).normed).to(self._cache_dtype)
         return (logits_NV if self._transform is None else self._transform(logits_NV)).float()
 
 

@@ -89,9 +89,8 @@ class _OwnTokens(DynamicLayer):
         return self.prompt_keys.shape[2] + self.cache.longest
 
 
-def _without_padding(part: Any, mask_PS: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _without_padding(part: Tensor, mask_PS: Tensor) -> Tensor:
     """Zeros where a prompt is padded: some attentions leave NaN there, which a weight of 0 does not hide."""
-    part = part if dtype is None else part.to(dtype)
     return part if bool(mask_PS.all()) else torch.where(mask_PS[:, None, :, None], part, 0.0)
 
 
@@ -113,10 +112,9 @@ class GroupedCache(Cache):
         prompt_mask_PS: Tensor,
         group_size: int,
         most_tokens: int,
-        dtype: torch.dtype | None = None,
     ) -> None:
         """`prefilled` are keys and values [P, Hkv, S, D] of every layer, padded on the left as `prompt_mask_PS` says;
-        `most_tokens` a row may sample. `dtype` is that of keys and values, None what `prefilled` has.
+        `most_tokens` a row may sample.
         """
         self.most_tokens = most_tokens
         self.prompt_mask_PS = prompt_mask_PS
@@ -125,9 +123,7 @@ class GroupedCache(Cache):
         self.lengths_B = torch.zeros(len(self.prompt_of_B), dtype=torch.long, device=device)
         self.longest, self.same_length = 0, True
         self.hidden: Tensor | None = None
-        layers = [
-            _OwnTokens(self, *(_without_padding(part, prompt_mask_PS, dtype) for part in layer)) for layer in prefilled
-        ]
+        layers = [_OwnTokens(self, *(_without_padding(part, prompt_mask_PS) for part in layer)) for layer in prefilled]
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self._arrange()
 

@@ -186,7 +186,7 @@ def dtype_of_products(weight: Tensor) -> torch.dtype:
 
 @cache  # asked for every product of every pass
 def is_packable(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN multiplies weights of this type. Machine and type alone decide, so that a resumed run agrees."""
+    """Whether oneDNN multiplies weights of this type. Machine and type alone decide."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")

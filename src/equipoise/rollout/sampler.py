@@ -266,8 +266,8 @@ def sample_tokens(logits_BV: Tensor, uniforms_B: Tensor, sampling: SamplingConfi
         tokens = logits_BV.argmax(dim=-1)
         return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
     cuts = sampling.top_k is not None or (sampling.top_p is not None and sampling.top_p < 1)
-    if not cuts and logits_BV.dtype == torch.float32 and logits_BV.is_contiguous() and cpu.fit(logits_BV):
-        return cpu.sample_tokens(logits_BV, uniforms_B, sampling.temperature)
+    if not cuts and {logits_BV.dtype, uniforms_B.dtype} == {torch.float32} and cpu.fit(logits_BV, uniforms_B):
+        return cpu.sample_tokens(logits_BV.contiguous(), uniforms_B.contiguous(), sampling.temperature)
     logits = logits_BV if sampling.temperature == 1 else logits_BV / sampling.temperature
     if cuts:
         logits = _cut_tail(logits, sampling.top_k, sampling.top_p)

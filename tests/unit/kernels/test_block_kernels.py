@@ -9,7 +9,8 @@ import torch
 from tests.kernel_toys import needs_kernels
 
 from equipoise.kernels import cpu
-from equipoise.models.block_parts import Norm, Rotation, by_torch, compiled, gated, gated_backward
+from equipoise.kernels.cpu import by_torch, fit
+from equipoise.models.block_parts import Norm, Rotation, gated, gated_backward
 
 pytestmark = needs_kernels
 ROWS = 197  # no multiple of what sums go by
@@ -112,10 +113,10 @@ def test_extreme_gates_vanish_or_pass() -> None:
 def test_other_types_and_comparisons_go_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """float64 is not compiled for, and `by_torch` asks for torch's operations."""
     inputs = numbers(3, 8)
-    assert compiled(inputs) and not compiled(inputs.double())
+    assert fit(inputs) and not fit(inputs.double())
     with by_torch():
-        assert not compiled(inputs)
-    assert compiled(inputs)
+        assert not fit(inputs)
+    assert fit(inputs)
     monkeypatch.setattr(cpu, "residual_norm", lambda *_, **__: pytest.fail("compiled"))
     Norm(torch.ones(8, dtype=torch.float64), 1e-6)(inputs.double())
     with by_torch():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.kernel_toys import guarded, needs_kernels, same_bits, threads, untouched
 
+from equipoise.kernels import cpu
 from equipoise.kernels.cpu import FewRows
 from equipoise.models.products import Multiplier
 
@@ -43,6 +44,13 @@ def test_a_row_is_the_same_in_any_company_and_on_any_threads() -> None:
     with threads(2):
         together = multiply(given)
     assert same_bits(alone, together)
+
+
+def test_more_rows_than_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply, given, plus = FewRows(numbers(20, 16), None), numbers(70, 16, seed=1), numbers(70, 20, seed=2)
+    whole = multiply(given, plus)
+    monkeypatch.setattr(cpu, "TOGETHER", 32)
+    assert same_bits(multiply(given, plus), whole)
 
 
 def test_what_is_not_a_number_spreads_along_its_row_only() -> None:

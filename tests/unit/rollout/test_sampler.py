@@ -18,6 +18,7 @@ from torch import Tensor
 from equipoise.config import ModelConfig, SamplingConfig
 from equipoise.data import PromptRecord, encode_prompt
 from equipoise.errors import ConfigError, DataError
+from equipoise.models.decode_step import DecodeStep
 from equipoise.models.policy import Policy, load_policy
 from equipoise.rollout import sampler
 from equipoise.rollout.decoding import GroupedBatch
@@ -272,19 +273,20 @@ def test_the_prompt_is_prefilled_once_and_finished_rows_leave(
 ) -> None:
     policy = load()
     shapes: list[tuple[int, ...]] = []
-    original = policy.module.next_token_logits
+    prefill = DecodeStep.prefill
 
-    def spy(ids: Tensor, *rest: Any) -> Any:
+    def spy(self: DecodeStep, ids: Tensor, mask: Tensor) -> Any:
         shapes.append(tuple(ids.shape))
-        return original(ids, *rest)
+        return prefill(self, ids, mask)
 
     rows: list[int] = []
     advance = GroupedBatch.advance
     generate(policy, PROMPTS[:1], 2, SAMPLING)  # what is tried once per policy
-    monkeypatch.setattr(policy.module, "next_token_logits", spy)
+    monkeypatch.setattr(DecodeStep, "prefill", spy)
+    monkeypatch.setattr(policy.module, "next_token_logits", lambda *_: pytest.fail("through the model's own layers"))
     monkeypatch.setattr(GroupedBatch, "advance", lambda self, tokens: rows.append(len(tokens)) or advance(self, tokens))
     rollout = generate(policy, PROMPTS, 16, SamplingConfig(max_tokens=60))
-    assert shapes == [(5, 9)], "five prompts, not eighty, and no token through the model's own layers"
+    assert shapes == [(5, 9)], "five prompts, not eighty"
     assert rows[0] == 80
     assert rows == sorted(rows, reverse=True) and rows[-1] < 40
     assert len(rows) == int(rollout.lengths_B.max()) - 1, "the last sampled token is never fed back"
