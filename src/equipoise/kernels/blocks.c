@@ -3,9 +3,9 @@
 // together.
 //
 // Numbers are float32 or bfloat16 in memory, as a type says, and float32 in registers; they are rounded where torch
-// rounds them, but rotations once only. A row is computed in one order whatever the threads and the rows beside it, and sums over rows go by
-// blocks of a fixed size, so results depend on neither. No function allocates what it returns, and none looks beyond the
-// sizes that it is given.
+// rounds them, but rotations once only. A row is computed in one order whatever the threads and the rows beside it, and
+// sums over rows go by blocks of a fixed size, so results depend on neither. No function allocates what it returns, and
+// none looks beyond the sizes that it is given.
 
 #include "numbers.h"
 
@@ -69,7 +69,8 @@ void residual_norm(const void *hidden, int hidden_type, const void *added, int a
 }
 
 // The gradient of inputs [rows, width] whose norm has this gradient, added to `plus` unless that is NULL, and that of
-// the weight [width] unless that is NULL; it then needs `parts` [rows / CHUNK, width] of zeros. With r = inverse: dx = r (g - x r^2 mean(g x)), g = dy w; dw = sum of dy x r.
+// the weight [width] unless that is NULL; it then needs `parts` [rows / CHUNK, width] of zeros. With r = inverse:
+// dx = r (g - x r^2 mean(g x)), g = dy w; dw = sum of dy x r.
 void norm_gradients(const void *inputs, int inputs_type, const float *inverses, const void *weight, int weight_type,
                     const void *gradient, int gradient_type, const void *plus, int plus_type, void *found,
                     int found_type, float *of_weight, float *parts, int64_t rows, int64_t width) {
@@ -112,21 +113,8 @@ void norm_gradients(const void *inputs, int inputs_type, const float *inverses, 
         for (int64_t i = 0; i < width; i++) of_weight[i] += parts[chunk * width + i];
 }
 
-INLINED void rotate_all(const void *from, int from_type, const float *cos, const float *sin, void *to, int to_type,
-                        int64_t heads, int64_t width) {
-    int64_t half = width / 2;
-    for (int64_t place = 0; place < heads * width; place += width) {
-#pragma omp simd
-        for (int64_t d = 0; d < half; d++) {
-            float first = at(from, place + d, from_type), second = at(from, place + d + half, from_type);
-            put(to, place + d, first * cos[d] + second * sin[d], to_type);
-            put(to, place + d + half, second * cos[d + half] + first * sin[d + half], to_type);
-        }
-    }
-}
-
 // Heads [positions, heads, width] turned by cos and sin [positions, width], or back where `way` is -1. sin has the signs
-// of `rotate`; the width is even.
+// of `rotate`.
 void rotate_heads(const void *from, int from_type, const void *cos, const void *sin, int angle_type, void *to,
                   int to_type, int64_t positions, int64_t heads, int64_t width, int way) {
 #pragma omp parallel if (positions * heads * width > ALONE)
@@ -139,10 +127,10 @@ void rotate_heads(const void *from, int from_type, const void *cos, const void *
             for (int64_t d = 0; d < width; d++) s[d] *= (float)way;
             const void *here = moved(from, n * heads * width, from_type);
             void *there = (void *)moved(to, n * heads * width, to_type);
-            if (from_type == FLOAT32 && to_type == FLOAT32) rotate_all(here, FLOAT32, c, s, there, FLOAT32, heads, width);
-            else if (to_type == FLOAT32) rotate_all(here, BFLOAT16, c, s, there, FLOAT32, heads, width);
-            else if (from_type == FLOAT32) rotate_all(here, FLOAT32, c, s, there, BFLOAT16, heads, width);
-            else rotate_all(here, BFLOAT16, c, s, there, BFLOAT16, heads, width);
+            if (from_type == FLOAT32 && to_type == FLOAT32) rotate(here, FLOAT32, c, s, there, FLOAT32, heads, width);
+            else if (to_type == FLOAT32) rotate(here, BFLOAT16, c, s, there, FLOAT32, heads, width);
+            else if (from_type == FLOAT32) rotate(here, FLOAT32, c, s, there, BFLOAT16, heads, width);
+            else rotate(here, BFLOAT16, c, s, there, BFLOAT16, heads, width);
         }
         free(c);
     }

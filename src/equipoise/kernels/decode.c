@@ -132,14 +132,14 @@ INLINED void row_attention(const Step *step, int64_t key, int64_t b, float *scra
     int64_t prompt = ((step->prompt_of[b] * step->keys + key) * step->length + hidden) * width;
     load(head, step->projected, joined + (step->queries + key) * width, width, step->type);
     if (step->key_norm != NULL) head_norm(head, step->key_norm, step->epsilon, width);
-    rotate(step->own_keys + place, head, cos, sin, width);
+    rotate(head, FLOAT32, cos, sin, step->own_keys + place, FLOAT32, 1, width);
     load(step->own_values + place, step->projected, joined + (step->queries + step->keys + key) * width, width,
          step->type);
     for (int64_t r = 0; r < repeats; r++) {
         int64_t number = key * repeats + r;
         load(head, step->projected, joined + number * width, width, step->type);
         if (step->query_norm != NULL) head_norm(head, step->query_norm, step->epsilon, width);
-        rotate(query, head, cos, sin, width);
+        rotate(head, FLOAT32, cos, sin, query, FLOAT32, 1, width);
         for (int64_t d = 0; d < width; d++) query[d] *= step->scaling;
         attend(out, query, step->prompt_keys + prompt, step->prompt_values + prompt, before, step->own_keys + own,
                step->own_values + own, step->lengths[b] + 1, scores, width);

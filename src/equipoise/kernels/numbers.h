@@ -90,11 +90,16 @@ INLINED float squares(const float *row, int64_t width) {
     return sum;
 }
 
-// x cos + swap(x) sin, where swap exchanges the halves and sin has the signs.
-INLINED void rotate(float *restrict to, const float *restrict head, const float *cos, const float *sin,
-                          int64_t width) {
+// Heads [heads, width] of one position: x cos + swap(x) sin, where swap exchanges the halves and sin has the signs.
+INLINED void rotate(const void *from, int from_type, const float *cos, const float *sin, void *to, int to_type,
+                    int64_t heads, int64_t width) {
     int64_t half = width / 2;
-    for (int64_t d = 0; d < half; d++) to[d] = head[d] * cos[d] + head[d + half] * sin[d];
-    for (int64_t d = half; d < width; d++) to[d] = head[d] * cos[d] + head[d - half] * sin[d];
+    for (int64_t place = 0; place < heads * width; place += width) {
+#pragma omp simd
+        for (int64_t d = 0; d < half; d++) {
+            float first = at(from, place + d, from_type), second = at(from, place + d + half, from_type);
+            put(to, place + d, first * cos[d] + second * sin[d], to_type);
+            put(to, place + d + half, second * cos[d + half] + first * sin[d + half], to_type);
+        }
+    }
 }
-

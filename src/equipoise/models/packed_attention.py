@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from equipoise.models.packing import Branches, Packing, Rectangle
-from equipoise.models.shared_attention import attend_shared
+from equipoise.models.shared_attention import attend_shared, by_token
 
 NAME = "equipoise_packed"
 LONG_PROMPT = 128  # tokens, the mean of the shared ones: from there on they are attended to apart
@@ -53,7 +53,7 @@ def packed_attention(
     if asked or not getattr(module, "is_causal", True) or query.shape[2] != key.shape[2]:
         raise NotImplementedError(f"packed attention of {type(module).__name__}: {asked or 'not causal'}")
     tokens_NHD = attend_packed(
-        _by_token(query), _by_token(key), _by_token(value), packing, scaling=scaling, dropout=dropout
+        by_token(query), by_token(key), by_token(value), packing, scaling=scaling, dropout=dropout
     )
     return tokens_NHD.unsqueeze(0), None
 
@@ -107,11 +107,6 @@ def _float32_on_cpu(query: Tensor) -> Iterator[torch.dtype]:
         return
     with torch.autocast("cpu", enabled=False):  # it would cast everything to bfloat16
         yield torch.float32
-
-
-def _by_token(part: Tensor) -> Tensor:
-    """[1, heads, N, D] to [N, heads, D]."""
-    return part[0].transpose(0, 1)
 
 
 def _causal(queries: Tensor, keys: Tensor, values: Tensor, rectangle: Rectangle, settings: dict[str, Any]) -> Tensor:

@@ -41,7 +41,7 @@ class _SharedAttention(torch.autograd.Function):
         for group in packing.groups:
             branches = group.branches
             parts = (query[branches], key[group.trunk], value[group.trunk])
-            found, sums = (_by_token(part) for part in _flash(*map(_by_head, parts), causal=False, scaling=scaling))
+            found, sums = (by_token(part) for part in _flash(*map(_by_head, parts), causal=False, scaling=scaling))
             sums_of_trunk.append(sums)
             own_share[branches] = torch.sigmoid(own_sums[branches] - sums)
             share = torch.sigmoid(sums - own_sums[branches])
@@ -64,7 +64,7 @@ class _SharedAttention(torch.autograd.Function):
             attended = Attended(_by_head(out[branches]), _by_head(sums))
             found = _flash_backward(*map(_by_head, parts), attended=attended, causal=False, scaling=ctx.scaling)
             for grad, place, part in zip(grads, (branches, trunk, trunk), found, strict=True):
-                grad[place] += _by_token(part)
+                grad[place] += by_token(part)
         return *grads, None, None
 
 
@@ -73,7 +73,7 @@ def _by_head(part: Tensor) -> Tensor:
     return part.transpose(0, 1)[None]
 
 
-def _by_token(part: Tensor) -> Tensor:
+def by_token(part: Tensor) -> Tensor:
     """The inverse of `_by_head`."""
     return part[0].transpose(0, 1)
 
