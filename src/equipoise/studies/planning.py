@@ -174,10 +174,11 @@ class _Online:
         """Parts of as many whole groups as `tokens` allow, or of a group's rows, as `passes` cuts them."""
         cost = self.prompt_tokens + self.group * self.completion_tokens
         if cost <= tokens:
-            count = min(prompts, tokens // cost)
-            return self.batch(count, count * self.group), math.ceil(prompts / count)
-        count = min(self.group, max(1, (tokens - self.prompt_tokens) // self.completion_tokens))
-        return self.batch(1, count), prompts * math.ceil(self.group / count)
+            parts = math.ceil(prompts / (tokens // cost))
+            count = math.ceil(prompts / parts)
+            return self.batch(count, count * self.group), parts
+        parts = math.ceil(self.group / max(1, (tokens - self.prompt_tokens) // self.completion_tokens))
+        return self.batch(1, math.ceil(self.group / parts)), prompts * parts
 
     def looked_at(self, micro: int | None) -> tuple[Batch, float]:
         """Parts of a pass without gradients, as `score_in_chunks` cuts them."""

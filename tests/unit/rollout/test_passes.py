@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -30,17 +31,68 @@ def test_everything_fits_one_pass(rollout: Rollout) -> None:
     assert [part.tolist() for part in parts] == [[0, 1, 5, 11]]
 
 
+def filled(rollout: Rollout, rows: torch.Tensor, tokens: int) -> list[list[int]]:
+    """The obvious twin: row by row, and a whole group moves on where it fits a part of its own."""
+    parts: list[list[int]] = []
+    for group in rollout.group_ids_B[rows].unique_consecutive():
+        members = rows[rollout.group_ids_B[rows] == group]
+        whole = cost(rollout, members) <= tokens
+        if whole and parts and cost(rollout, torch.tensor(parts[-1] + members.tolist())) <= tokens:
+            parts[-1] += members.tolist()
+            continue
+        parts.append([])
+        for row in members.tolist():
+            if parts[-1] and cost(rollout, torch.tensor([*parts[-1], row])) > tokens:
+                parts.append([])
+            parts[-1].append(row)
+    return parts
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 12, 20, 33, 60])
-def test_each_row_once_and_no_pass_too_large(rollout: Rollout, tokens: int) -> None:
+def test_each_row_once_and_no_pass_too_large_or_too_many(rollout: Rollout, tokens: int) -> None:
     rows = torch.tensor([0, 2, 3, 4, 5, 6, 7, 9])
     parts = passes(rollout, rows, tokens=tokens)
     assert torch.cat(parts).tolist() == rows.tolist()
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        assert len(part) == 1 or cost(rollout, part) <= tokens
-        if following is not None:  # nothing is cut without need
-            group = rollout.group_ids_B[following[0]]
-            whole = following[rollout.group_ids_B[following] == group]
-            assert cost(rollout, torch.cat([part, whole])) > tokens or rollout.group_ids_B[part[-1]] == group
+    assert all(len(part) == 1 or cost(rollout, part) <= tokens for part in parts)
+    assert len(parts) == len(filled(rollout, rows, tokens))
+    if min(len(part) for part in parts) > 1:  # a row larger than a pass is above every limit
+        lower = max(cost(rollout, part) for part in parts) - 1
+        groups = [rows[rollout.group_ids_B[rows] == g] for g in range(3)]
+        cuts = max(cost(rollout, group) for group in groups) > lower
+        assert cuts or len(filled(rollout, rows, lower)) > len(parts)  # as even as can be
+
+
+def test_parts_are_even() -> None:
+    """Eight groups of 10 tokens: 50 tokens make two parts necessary, of four groups each and not of five and three."""
+    eight = toy_rollout([4] * 16, [3] * 16, group_size=2)
+    assert [len(part) for part in passes(eight, torch.arange(16), tokens=50)] == [8, 8]
+    assert [len(part) for part in passes(eight, torch.arange(16), tokens=39)] == [6, 6, 4]
+    assert [len(part) for part in passes(eight, torch.arange(16), tokens=80)] == [16]
+
+
+def test_a_group_that_is_cut_is_cut_evenly() -> None:
+    """A prompt of 2 and nine completions of 3 tokens, four of which fit 14: three parts of three."""
+    one = toy_rollout([2] * 9, [3] * 9, group_size=9)
+    assert [len(part) for part in passes(one, torch.arange(9), tokens=14)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whole_groups_against_every_way_to_cut(seed: int) -> None:
+    """Of all ways to part whole groups in order, few parts first, then a small largest one."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(1, 6, (7,), generator=generator).repeat_interleave(2).tolist()
+    lengths = torch.randint(1, 9, (14,), generator=generator).tolist()
+    rollout = toy_rollout(prompts, lengths, group_size=2)
+    costs = [cost(rollout, torch.tensor([2 * g, 2 * g + 1])) for g in range(7)]
+    tokens = 3 * max(costs) // 2
+    ways = []
+    for cuts in itertools.product([False, True], repeat=6):
+        edges = [0, *(g + 1 for g, cut in enumerate(cuts) if cut), 7]
+        sums = [sum(costs[a:b]) for a, b in itertools.pairwise(edges)]
+        if max(sums) <= tokens:
+            ways.append((len(sums), max(sums)))
+    parts = passes(rollout, torch.arange(14), tokens=tokens)
+    assert (len(parts), max(cost(rollout, part) for part in parts)) == min(ways)
 
 
 def test_a_group_that_fits_is_not_cut(rollout: Rollout) -> None:
