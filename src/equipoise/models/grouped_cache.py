@@ -7,6 +7,7 @@ finished rows can leave and others join while the batch goes on.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,7 +32,9 @@ class _OwnTokens(DynamicLayer):
 
     def __init__(self, cache: GroupedCache, prompt_keys: Tensor, prompt_values: Tensor) -> None:
         super().__init__()
-        self.cache = cache
+        # The cache owns its layers. A reference back would make a ring, and a ring with a batch's keys and values in it
+        # stays until Python's collector happens to run, several batches later.
+        self.cache: GroupedCache = weakref.proxy(cache)
         self.prompt_keys, self.prompt_values = prompt_keys, prompt_values  # [P, Hkv, S, D]
         self.buffers: tuple[Tensor, Tensor] | None = None  # keys and values [B, Hkv, room, D]
         self.is_initialized = True
