@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from equipoise.models.policy_module import PolicyModule
+from equipoise.models.policy_module import UNFIT, PolicyModule
 
 
 class Reference(Protocol):
@@ -64,15 +64,19 @@ class FrozenAdapter:
 
 
 class FrozenModel:
-    """A second copy of the weights, for full fine-tuning."""
+    """A second copy of the weights, for full fine-tuning.
+
+    Under autocast a linear layer's weights are rounded to bfloat16 whenever it is called. The copy keeps them rounded:
+    half of the memory, the same numbers; where a probe's logits are not the same to the bit, it keeps them as they are.
+    """
 
     description = "frozen copy of the model"
 
     def __init__(self, module: PolicyModule) -> None:
         self._policy = module
-        self._module: PolicyModule = copy.deepcopy(module)
-        self._module.requires_grad_(False)
-        self._module.eval()
+        self._module = _frozen(module, _rounded_products(module))
+        if module.autocast and not _same_logits(module, self._module):
+            self._module = _frozen(module, {})
 
     @contextmanager
     def active(self) -> Iterator[PolicyModule]:
@@ -80,3 +84,50 @@ class FrozenModel:
         self._module.to(next(self._policy.parameters()).device)
         with torch.no_grad():
             yield self._module
+
+
+def _frozen(module: PolicyModule, instead: dict[int, nn.Parameter]) -> PolicyModule:
+    """A copy of the module, its parameters replaced by those of `instead` (by their id)."""
+    found = copy.deepcopy(module, dict(instead))
+    found.requires_grad_(False)
+    return found.eval()
+
+
+def _rounded_products(module: PolicyModule) -> dict[int, nn.Parameter]:
+    """By the id of every parameter that only linear layers under autocast read, what autocast makes of it."""
+    if not module.autocast:
+        return {}
+    linear: dict[int, nn.Parameter] = {}
+    others: set[int] = set()
+    for part in module.causal.modules():
+        own = dict.fromkeys(part.parameters(recurse=False))
+        if type(part) is nn.Linear:
+            linear |= {id(parameter): parameter for parameter in own if parameter.dtype == torch.float32}
+        else:
+            others |= {id(parameter) for parameter in own}  # a tied embedding is looked up in float32
+    return {
+        key: nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+        for key, parameter in linear.items()
+        if key not in others
+    }
+
+
+@torch.no_grad()
+def _same_logits(module: PolicyModule, frozen: PolicyModule) -> bool:
+    """Whether both give the same logits on a probe, bit by bit. A layer may read its weights in a way of its own."""
+    table = module.causal.get_input_embeddings().weight
+    if table.device.type == "meta":
+        return True
+    ids = torch.arange(3, 9, device=table.device).remainder(len(table))[None]
+    was_training = module.training
+    module.eval()
+    try:
+        found = []
+        for part in (module, frozen):
+            with part.precision_context():
+                found.append(part.causal(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
+        return torch.equal(*found)
+    except UNFIT:
+        return False
+    finally:
+        module.train(was_training)

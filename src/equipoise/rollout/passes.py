@@ -30,8 +30,8 @@ def passes(rollout: Rollout, rows: Tensor, size: int | None = None, *, tokens: i
         tokens: most tokens of a part, a prompt counted once per part; a single row may exceed it. None: as
             `tokens_per_pass` has it.
 
-    Example: five groups of 2 with prompts of 4 and completions of 3 tokens (10 tokens a group) and `tokens` 49: parts of
-    three and two groups.
+    Example: five groups of 2 with prompts of 4 and completions of 3 tokens (10 tokens a group) and `tokens` 49: parts
+    of three and two groups.
     """
     tokens = tokens_per_pass(rollout.completion_ids_BT.device.type) if tokens is None else tokens
     rows = rows.cpu().sort().values
@@ -63,9 +63,9 @@ class _Group:
 def _even(groups: list[_Group], tokens: int) -> list[list[int]]:
     """As many parts as `tokens` makes necessary, at the lowest limit that makes no more of them.
 
-    The largest part decides what memory an update needs, and a small one after large ones saves no time. The limit stays
-    above every group that fits `tokens`: none is cut for evenness. Bisection is exact where no group is cut; where
-    one is, it ends at a limit that gives the same number of parts, if perhaps not at the lowest.
+    The largest part decides what memory an update needs, and a small one after large ones saves no time. The limit
+    stays above every group that fits `tokens`: none is cut for evenness. Bisection is exact where no group is cut;
+    where one is, it ends at a limit that gives the same number of parts, if perhaps not at the lowest.
     """
     parts = _filled(groups, tokens)
     low = max(max(group.prompt + max(group.completions), group.cost if group.cost <= tokens else 0) for group in groups)

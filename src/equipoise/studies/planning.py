@@ -28,6 +28,7 @@ from equipoise.config import (
 )
 from equipoise.errors import ConfigError
 from equipoise.models.footprint import (
+    HALF,
     SINGLE,
     Batch,
     Network,
@@ -265,7 +266,9 @@ def _reference(net: Network, config: GRPOConfig | PPOConfig) -> float:
     """Nothing under a fresh adapter; a copy of one that training continues from; a copy of a fully trained model."""
     if config.beta == 0 or config.policy.lora is not None:
         return 0.0
-    return float(SINGLE * net.trained) if net.adapted else net.weights
+    if net.adapted:
+        return float(SINGLE * net.trained)
+    return net.weights - (HALF * (net.trained - net.table) if net.low else 0)  # linear layers' weights, rounded
 
 
 def _scorer(scorer: Any, configs: Configs, on_gpu: bool) -> tuple[Network, Batch] | str | None:

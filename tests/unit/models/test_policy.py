@@ -12,7 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.toy import plain_model, toy_config, toy_policy_directory, toy_rollout, toy_tokenizer
+from tests.toy import plain_model, toy_config, toy_model, toy_policy_directory, toy_rollout, toy_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +21,7 @@ from equipoise.errors import CheckpointError, ConfigError
 from equipoise.models import policy as policy_file
 from equipoise.models.loading import load_config, quiet_peft, resolve_precision, without_dropout
 from equipoise.models.policy import Policy, load_policy
+from equipoise.models.policy_module import PolicyModule
 from equipoise.models.reference import AdapterOff, FrozenAdapter, FrozenModel
 from equipoise.rollout.logprobs import completion_logprobs
 
@@ -199,6 +200,35 @@ def test_the_reference_is_the_policy_as_it_was(base: Path, tmp_path: Path, make:
     assert torch.equal(completion_logprobs(policy, ROLLOUT).detach(), after)
     if kind is AdapterOff:
         torch.testing.assert_close(found, completion_logprobs(load(base), ROLLOUT), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "mixtral", "cohere"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reference_in_bfloat16_scores_as_the_policy_did(architecture: str, tied: bool) -> None:
+    """To the bit: what autocast rounds at every call is kept rounded, and nothing else is."""
+    module = PolicyModule(toy_model(architecture, tie_word_embeddings=tied, initializer_range=0.3), autocast=True)
+    reference = FrozenModel(module.eval())
+    with reference.active() as frozen:
+        kept = {(name.rsplit(".", 2)[-2], p.dtype) for name, p in frozen.causal.named_parameters()}
+        for packed in (True, False):
+            module.packed = frozen.packed = packed
+            assert torch.equal(completion_logprobs(reference, ROLLOUT), completion_logprobs(module, ROLLOUT).detach())
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in module.parameters())
+    halves = {name for name, dtype in kept if dtype == torch.bfloat16}
+    assert halves >= {"q_proj", "o_proj"} or architecture == "gpt2"
+    assert ("lm_head" in halves) != tied
+    assert not any("norm" in name or "ln_" in name or "embed" in name or "wte" in name for name in halves)
+
+
+def test_a_reference_keeps_float32_where_rounding_would_show(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load(base, trainable=True, precision="bfloat16")
+    head = policy.module.causal.lm_head
+    monkeypatch.setattr(  # a layer that reads its weights in float32 although autocast is on
+        type(head), "forward", lambda self, x: (x.float()[..., None, :] * self.weight).sum(-1), raising=True
+    )
+    reference = FrozenModel(policy.module)
+    with reference.active() as module:
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("make", [make for make, _ in REFERENCES.values()], ids=REFERENCES)
