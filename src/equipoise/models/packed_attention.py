@@ -74,9 +74,9 @@ def attend_packed(
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             return attend_shared(query, key, value, packing, scale).to(query_NHD.dtype)
         queries, keys, values = (_ToSlots.apply(part.to(dtype), packing) for part in (query_NHD, key_NKD, value_NKD))
-        outputs = [_causal(queries, keys, values, rectangle, settings) for rectangle in packing.alone]
+        outputs = [_causal(queries, keys, values, part, packing, settings) for part in packing.alone]
         if packing.trunks is not None:
-            outputs.append(_causal(queries, keys, values, packing.trunks, settings))
+            outputs.append(_causal(queries, keys, values, packing.trunks, packing, settings))
             outputs += [_branching(queries, keys, values, packing.trunks, part, settings) for part in packing.branches]
         slots_MHD = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         tokens_NHD = _FromSlots.apply(slots_MHD, packing)
@@ -109,9 +109,13 @@ def _float32_on_cpu(query: Tensor) -> Iterator[torch.dtype]:
         yield torch.float32
 
 
-def _causal(queries: Tensor, keys: Tensor, values: Tensor, rectangle: Rectangle, settings: dict[str, Any]) -> Tensor:
+def _causal(
+    queries: Tensor, keys: Tensor, values: Tensor, rectangle: Rectangle, packing: Packing, settings: dict[str, Any]
+) -> Tensor:
     """Each row a sequence of its own. Empty slots come last, where no token of the sequence looks."""
     query, key, value = (rectangle.of(part).transpose(1, 2) for part in (queries, keys, values))
+    if packing.branches:  # these copy their keys and values; a view kept for the gradient would keep all slots as well
+        key, value = key.clone(), value.clone()
     gqa = query.shape[1] != key.shape[1]
     found = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=gqa, **settings)
     return found.transpose(1, 2).flatten(0, 1)
