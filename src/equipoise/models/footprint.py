@@ -313,9 +313,9 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
     - the inputs of both norms in float32; where the norm is trained, the normalised ones too;
     - the input of every trained or adapted matrix: under bfloat16 a copy for each, in float32 shared between those that
       read the same; the adapters' inner values;
-    - queries, keys, values and result of attention, a number per head; for rows that share a prompt its keys and values
-      beside their own, or, of a long prompt on a CPU (`shared_attention`), two more numbers per head; in float32 on a
-      CPU, else in the product's type, then with a copy of the mask under bfloat16;
+    - queries, keys, values and result of attention, a number per head; each row that shares a prompt has a copy of its
+      keys and values, or, of a long prompt on a CPU (`shared_attention`), none and two more numbers per head; in float32
+      on a CPU, else in the product's type, then with a copy of the mask under bfloat16;
     - of a gated feed-forward layer its two products and the activation's result.
 
     The usual block on a CPU keeps less: the residual stream before attention and before the feed-forward layer, a
@@ -327,19 +327,19 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
     norms = 2 * SINGLE * net.hidden * (1 if net.adapted else 2)
     inputs = HALF * net.inputs_apart if net.low else SINGLE * net.inputs_shared
     seen = item if on_gpu else SINGLE
-    attention = seen * (2 * net.queries + 2 * net.keys) + SINGLE * net.heads
+    copies = bool(batch.branches) and not _apart(batch, on_gpu)
+    looked_at = batch.prompts * batch.prompt_tokens + batch.branches * batch.length if copies else tokens
+    attention = seen * 2 * (net.queries * tokens + net.keys * looked_at) + SINGLE * net.heads * tokens
     feed_forward = item * net.feed_forward * (3 if net.gated else 1)
-    kept = tokens * (norms + inputs + item * net.ranks + attention + feed_forward)
+    kept = attention + tokens * (norms + inputs + item * net.ranks + feed_forward)
     if net.usual:
         stream = 2 * (net.residual * net.hidden + SINGLE)
         stream += net.head_norms * (item * (net.queries + net.keys) + SINGLE * (net.heads + net.key_heads))
-        kept = tokens * (stream + item * (net.queries + 2 * net.feed_forward + net.ranks) + attention)
+        kept = attention + tokens * (stream + item * (net.queries + 2 * net.feed_forward + net.ranks))
     if _apart(batch, on_gpu):
         kept += SINGLE * net.heads * (tokens + batch.scored)
         if not net.low:  # attention's result is kept once, for its own gradient and as the next matrix's input
             kept -= SINGLE * net.queries * tokens
-    else:
-        kept += seen * 2 * net.keys * batch.branches * batch.length
     if net.low and on_gpu:
         kept += HALF * batch.branches * batch.completion_tokens * batch.length
     if on_gpu and net.heads != net.key_heads:
