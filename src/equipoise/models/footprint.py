@@ -314,8 +314,8 @@ def layer_activations(net: Network, batch: Batch, *, on_gpu: bool = False) -> fl
     - the input of every trained or adapted matrix: under bfloat16 a copy for each, in float32 shared between those that
       read the same; the adapters' inner values;
     - queries, keys, values and result of attention, a number per head; each row that shares a prompt has a copy of its
-      keys and values, or, of a long prompt on a CPU (`shared_attention`), none and two more numbers per head; in float32
-      on a CPU, else in the product's type, then with a copy of the mask under bfloat16;
+      keys and values, or, of a long prompt on a CPU (`shared_attention`), none and two more numbers per head; on a CPU
+      in float32, else in the product's type, then with a copy of the mask under bfloat16;
     - of a gated feed-forward layer its two products and the activation's result.
 
     The usual block on a CPU keeps less: the residual stream before attention and before the feed-forward layer, a
