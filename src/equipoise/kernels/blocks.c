@@ -29,14 +29,14 @@ INLINED float norm_row(const void *hidden, int hidden_type, const void *added, i
     } else {
         load(scratch, hidden, 0, width, hidden_type);
     }
-    float inverse = 1.0f / sqrtf(squares(row, width) / (float)width + epsilon);
+    float inverse = inverse_root(row, width, epsilon);
 #pragma omp simd
     for (int64_t i = 0; i < width; i++)
         put(normed, i, rounded(rounded(row[i] * inverse, hidden_type) * weights[i], halves), normed_type);
     return inverse;
 }
 
-// sum [rows, width] = hidden + added, unless that is NULL; normed = the sum's RMS norm; inverses [rows], unless NULL, the
+// sum [rows, width] = hidden + added, unless that is NULL; normed = the sum's RMS norm; inverses [rows] = the
 // inverse root mean squares.
 void residual_norm(const void *hidden, int hidden_type, const void *added, int added_type, void *sum,
                    const void *weight, int weight_type, void *normed, int normed_type, float *inverses, int64_t rows,
@@ -62,7 +62,7 @@ void residual_norm(const void *hidden, int hidden_type, const void *added, int a
             else
                 inverse = norm_row(h, hidden_type, a, added_type, to, weights, halves, n, normed_type, scratch, width,
                                    epsilon);
-            if (inverses != NULL) inverses[b] = inverse;
+            inverses[b] = inverse;
         }
         free(scratch);
     }

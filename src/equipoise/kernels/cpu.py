@@ -110,19 +110,17 @@ def residual_norm(
     weight_H: Tensor,
     epsilon: float,
     dtype: torch.dtype,
-    *,
-    with_inverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`hidden + added` [..., H], its RMS norm in `dtype`, and 1 / root mean square [..., 1] if asked for."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`hidden + added` [..., H], its RMS norm in `dtype`, and 1 / root mean square [..., 1]."""
     width = hidden.shape[-1]
     _check(hidden.shape, hidden, *(() if added is None else (added,)))
     _check((width,), weight_H)
     normed = torch.empty_like(hidden, dtype=dtype)
-    inverse = hidden.new_empty(*hidden.shape[:-1], 1, dtype=torch.float32) if with_inverse else None
+    inverse = hidden.new_empty(*hidden.shape[:-1], 1, dtype=torch.float32)
     total = hidden if added is None else torch.empty_like(hidden)
     _call(
         "residual_norm", *_typed(hidden), *_typed(added), total.data_ptr(), *_typed(weight_H), *_typed(normed),
-        None if inverse is None else inverse.data_ptr(), hidden.numel() // max(width, 1), width, epsilon,
+        inverse.data_ptr(), hidden.numel() // max(width, 1), width, epsilon,
     )  # fmt: skip
     return total, normed, inverse
 

@@ -4,7 +4,7 @@
 #include "numbers.h"
 
 INLINED void head_norm(float *head, const float *weight, float epsilon, int64_t width) {
-    float inverse = 1.0f / sqrtf(squares(head, width) / (float)width + epsilon);
+    float inverse = inverse_root(head, width, epsilon);
     for (int64_t d = 0; d < width; d++) head[d] = head[d] * inverse * weight[d];
 }
 

@@ -83,11 +83,12 @@ static inline float exponential(float x) {
     return x < -87.0f ? 0.0f : x > 88.0f ? INFINITY : sum * power;
 }
 
-INLINED float squares(const float *row, int64_t width) {
+// 1 / root mean square, with epsilon under the root.
+INLINED float inverse_root(const float *row, int64_t width, float epsilon) {
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < width; i++) sum += row[i] * row[i];
-    return sum;
+    return 1.0f / sqrtf(sum / (float)width + epsilon);
 }
 
 // Heads [heads, width] of one position: x cos + swap(x) sin, where swap exchanges the halves and sin has the signs.

@@ -43,11 +43,7 @@ class Norm:
         dtype = dtype or torch.promote_types(inputs.dtype, self.weight.dtype)
         if dtype in cpu.TYPES and cpu.fit(inputs, self.weight, *(() if plus is None else (plus,))):
             inputs, plus = inputs.contiguous(), None if plus is None else plus.contiguous()
-            total, normed, inverse = cpu.residual_norm(
-                inputs, plus, self.weight, self.epsilon, dtype, with_inverse=True
-            )
-            assert inverse is not None
-            return Normed(total, normed, inverse)
+            return Normed(*cpu.residual_norm(inputs, plus, self.weight, self.epsilon, dtype))
         total = inputs if plus is None else (inputs + plus).to(inputs.dtype)
         inverse = torch.rsqrt(at_least_float32(total).square().mean(-1, keepdim=True).add_(self.epsilon))
         normed = (at_least_float32(total) * inverse).to(inputs.dtype) * self.weight
