@@ -107,3 +107,15 @@ def test_command_prints_tables_or_json(tmp_path: Path, capsys: pytest.CaptureFix
     plan_command(file, ["group_size=8"], PlanOptions(0.0, (), Lengths(), 1e12, 1e10, as_json=False))
     out = capsys.readouterr().out
     assert "does not fit a GPU of 0 GB" in out and "Adam's moments" in out and "micro_batch_size=1 " in out
+
+
+@pytest.mark.parametrize("given", [(1e14, 1e12), (1e14, None), (None, None)])
+def test_it_says_whose_speed_the_time_is_for(
+    given: tuple[float | None, float | None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("equipoise.cli.plan.measured_machine", lambda low: Machine(2e11, 3e10))
+    named = (str(SHAPES["0.5b"]), *sorted(SMALL))
+    recipe = ROOT / "recipes" / "paper" / "grpo_0.5b.yaml"
+    plan_command(recipe, [], PlanOptions(80, named, Lengths(), *given, as_json=False))
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("measured on this machine, --flops and --bandwidth name another's" in said) == (None in given)

@@ -72,6 +72,7 @@ def plan(config: AnyRecipe, options: PlanOptions) -> dict[str, Any]:
         "seconds": seconds(need, machine),
         "flops_per_second": machine.flops,
         "bytes_per_second": machine.bandwidth,
+        "measured_here": options.flops is None or options.bandwidth is None,
         "not_counted": list(need.unknown),
     }
 
@@ -166,8 +167,10 @@ def _changes_table(result: dict[str, Any]) -> TextTable:
 
 def _time_table(result: dict[str, Any]) -> TextTable:
     rows = [(name, f"{value:.3g}") for name, value in result["seconds"].items()]
+    # The plan may be for a GPU and run where there is none.
+    source = "measured on this machine, --flops and --bandwidth name another's; " if result["measured_here"] else ""
     title = (
         f"A step at least, at {result['flops_per_second']:.3g} FLOP/s and {result['bytes_per_second']:.3g} bytes/s "
-        "(a real one is slower: norms, activations and sampling are not counted)"
+        f"({source}a real one is slower: norms, activations and sampling are not counted)"
     )
     return TextTable(title, ("phase", "seconds"), tuple(rows))
