@@ -30,6 +30,12 @@ class Stopwatch:
         self._sums = {}
         self._lap_began = self._clock()
 
+    @property
+    def phase(self) -> str | None:
+        """What time counts for now; None between phases."""
+        stack = self._stack[:]  # a thread that looks on may ask while a phase ends
+        return stack[-1] if stack else None
+
     def enter(self, phase: str) -> None:
         """From now on time counts for `phase`."""
         self._turn()
