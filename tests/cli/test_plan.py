@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.toy import toy_model
 
 from equipoise.cli.plan import PlanOptions, plan, plan_command
 from equipoise.config import load_recipe, recipe_from_mapping
 from equipoise.errors import ConfigError
+from equipoise.models.policy_module import PolicyModule
+from equipoise.models.reference import FrozenModel
 from equipoise.studies.planning import Configs, Lengths, need_of
 from equipoise.studies.planning_time import Machine, seconds
 
@@ -80,6 +83,18 @@ def test_full_training_keeps_a_second_model_as_reference() -> None:
     adapted = {"model": "m", "lora": {"r": 4, "alpha": 8}, "precision": "bfloat16"}
     need = need_of(recipe_from_mapping(recipe(policy=adapted)), Configs({"m": SHAPES["0.5b"]}), Lengths(), on_gpu=True)
     assert need.resident["reference"] == 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_reference_takes_what_its_copy_holds(tmp_path: Path, architecture: str, tied: bool, precision: str) -> None:
+    model = toy_model(architecture, tie_word_embeddings=tied)
+    model.config.save_pretrained(tmp_path)
+    config = recipe_from_mapping(recipe(policy={"model": "m", "precision": precision}))
+    need = need_of(config, Configs({"m": tmp_path / "config.json"}), Lengths(), on_gpu=False)
+    with FrozenModel(PolicyModule(model, autocast=precision == "bfloat16")).active() as frozen:
+        assert need.resident["reference"] == sum(p.numel() * p.element_size() for p in frozen.parameters())
 
 
 def test_optimiser_reads_and_writes_at_the_bandwidth() -> None:

@@ -29,6 +29,7 @@ from equipoise.models.packed_attention import LONG_PROMPT
 from equipoise.models.packing import filled_up
 from equipoise.models.policy_module import PROJECTION_CHUNK, PROJECTION_NUMBERS, UNFIT
 from equipoise.models.products import NotPlain
+from equipoise.models.reference import linear_weights
 
 Terms = dict[str, float]  # bytes by what they are for
 
@@ -53,6 +54,7 @@ class Network:
     embedding_trained: bool
     head_trained: bool
     tied: bool  # embedding and vocabulary projection are one table
+    linear: int  # weights that linear layers alone read
     inputs_apart: float  # widths of the inputs of all matrices of a layer that are trained or adapted
     inputs_shared: float  # the same, an input that several read counted once
     ranks: float  # of a layer's adapters
@@ -240,6 +242,7 @@ def _network(model: Any, model_config: Any, *, low: bool, adapted: bool, checkpo
         embedding_trained=embedding.requires_grad,
         head_trained=head is not None and head.requires_grad,
         tied=head is embedding,
+        linear=sum(weight.numel() for weight in linear_weights(base)),
         inputs_apart=apart / layers,
         inputs_shared=shared / layers,
         ranks=ranks / layers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,7 @@ class FrozenModel:
         self._policy = module
         self._module = _frozen(module, _rounded_products(module))
         if module.autocast and not _same_logits(module, self._module):
+            del self._module  # not both at once
             self._module = _frozen(module, {})
 
     @contextmanager
@@ -94,22 +95,26 @@ def _frozen(module: PolicyModule, instead: dict[int, nn.Parameter]) -> PolicyMod
 
 
 def _rounded_products(module: PolicyModule) -> dict[int, nn.Parameter]:
-    """By the id of every parameter that only linear layers under autocast read, what autocast makes of it."""
-    if not module.autocast:
-        return {}
-    linear: dict[int, nn.Parameter] = {}
-    others: set[int] = set()
-    for part in module.causal.modules():
-        own = dict.fromkeys(part.parameters(recurse=False))
-        if type(part) is nn.Linear:
-            linear |= {id(parameter): parameter for parameter in own if parameter.dtype == torch.float32}
-        else:
-            others |= {id(parameter) for parameter in own}  # a tied embedding is looked up in float32
+    """By their id, the weights that autocast rounds at every call, rounded."""
+    weights = linear_weights(module.causal) if module.autocast else []
     return {
-        key: nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
-        for key, parameter in linear.items()
-        if key not in others
+        id(weight): nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+        for weight in weights
+        if weight.dtype == torch.float32
     }
+
+
+def linear_weights(causal: Any) -> list[nn.Parameter]:
+    """Weights that nothing but a linear layer reads. A tied embedding is looked up as it is; a bias is small, and some
+    layers read it themselves."""
+    linear: dict[nn.Parameter, None] = {}
+    others: set[nn.Parameter] = set()
+    for part in causal.modules():
+        if type(part) is nn.Linear:
+            linear[cast(nn.Parameter, part.weight)] = None
+        else:
+            others |= set(part.parameters(recurse=False))
+    return [weight for weight in linear if weight not in others]
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ def passes(rollout: Rollout, rows: Tensor, size: int | None = None, *, tokens: i
     Args:
         rollout: what the rows index.
         rows: int64, any order; they come back ordered by group, so that groups stay together.
-        size: most rows in a part; None: as few parts as `tokens` allow, of whole groups where a group fits, and as even
-            as whole groups can be.
+        size: most rows in a part; None: as few parts as `tokens` allow, of whole groups where a group fits, the largest
+            as small as that many parts allow.
         tokens: most tokens of a part, a prompt counted once per part; a single row may exceed it. None: as
             `tokens_per_pass` has it.
 
@@ -64,8 +64,8 @@ def _even(groups: list[_Group], tokens: int) -> list[list[int]]:
     """As many parts as `tokens` makes necessary, at the lowest limit that makes no more of them.
 
     The largest part decides what memory an update needs, and a small one after large ones saves no time. The limit
-    stays above every group that fits `tokens`: none is cut for evenness. Bisection is exact where no group is cut;
-    where one is, it ends at a limit that gives the same number of parts, if perhaps not at the lowest.
+    stays above every group that fits `tokens`: none is cut for evenness. Bisection is exact, since a lower limit never
+    makes fewer parts.
     """
     parts = _filled(groups, tokens)
     low = max(max(group.prompt + max(group.completions), group.cost if group.cost <= tokens else 0) for group in groups)

@@ -268,7 +268,7 @@ def _reference(net: Network, config: GRPOConfig | PPOConfig) -> float:
         return 0.0
     if net.adapted:
         return float(SINGLE * net.trained)
-    return net.weights - (HALF * (net.trained - net.table) if net.low else 0)  # linear layers' weights, rounded
+    return net.weights - (HALF * net.linear if net.low else 0)
 
 
 def _scorer(scorer: Any, configs: Configs, on_gpu: bool) -> tuple[Network, Batch] | str | None:

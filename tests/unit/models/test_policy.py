@@ -220,6 +220,12 @@ def test_a_reference_in_bfloat16_scores_as_the_policy_did(architecture: str, tie
     assert not any("norm" in name or "ln_" in name or "embed" in name or "wte" in name for name in halves)
 
 
+def test_making_a_reference_leaves_the_policy_in_training(base: Path) -> None:
+    policy = load(base, trainable=True, precision="bfloat16")
+    assert policy.module.training and not FrozenModel(policy.module)._module.training
+    assert policy.module.training and all(part.training for part in policy.module.modules())
+
+
 def test_a_reference_keeps_float32_where_rounding_would_show(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load(base, trainable=True, precision="bfloat16")
     head = policy.module.causal.lm_head

@@ -49,17 +49,24 @@ def filled(rollout: Rollout, rows: torch.Tensor, tokens: int) -> list[list[int]]
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 12, 20, 33, 60])
-def test_each_row_once_and_no_pass_too_large_or_too_many(rollout: Rollout, tokens: int) -> None:
-    rows = torch.tensor([0, 2, 3, 4, 5, 6, 7, 9])
-    parts = passes(rollout, rows, tokens=tokens)
-    assert torch.cat(parts).tolist() == rows.tolist()
-    assert all(len(part) == 1 or cost(rollout, part) <= tokens for part in parts)
-    assert len(parts) == len(filled(rollout, rows, tokens))
-    if min(len(part) for part in parts) > 1:  # a row larger than a pass is above every limit
-        lower = max(cost(rollout, part) for part in parts) - 1
-        groups = [rows[rollout.group_ids_B[rows] == g] for g in range(3)]
-        cuts = max(cost(rollout, group) for group in groups) > lower
-        assert cuts or len(filled(rollout, rows, lower)) > len(parts)  # as even as can be
+@pytest.mark.parametrize("chosen", [[0, 2, 3, 4, 5, 6, 7, 9], list(range(12)), [11]])
+def test_against_every_limit(rollout: Rollout, tokens: int, chosen: list[int]) -> None:
+    """The parts of the lowest limit that makes no more of them, and cuts no group that `tokens` has room for."""
+    rows = torch.tensor(chosen)
+    groups = [rows[rollout.group_ids_B[rows] == g] for g in rollout.group_ids_B[rows].unique()]
+    whole = [cost(rollout, group) for group in groups if cost(rollout, group) <= tokens]
+    single = max(cost(rollout, row[None]) for row in rows)
+    lowest = max([single, *whole])
+    most = filled(rollout, rows, tokens)
+    limits = [limit for limit in range(lowest, tokens + 1) if len(filled(rollout, rows, limit)) <= len(most)]
+    expected = filled(rollout, rows, limits[0]) if limits else most  # none: a row is larger than a pass
+    assert [part.tolist() for part in passes(rollout, rows, tokens=tokens)] == expected
+
+
+def test_no_group_that_fits_is_cut_for_evenness() -> None:
+    """A group of 9 rows and one of a single row, 10 and 2 tokens, at most 10 together: 9 rows and 1, not 6 and 4."""
+    two = toy_rollout([1] * 18, [1] * 18, group_size=9)
+    assert [len(part) for part in passes(two, torch.arange(10), tokens=10)] == [9, 1]
 
 
 def test_parts_are_even() -> None:
