@@ -48,6 +48,7 @@ def describe_environment() -> dict[str, Any]:
         "kernels": "not used on a GPU" if torch.cuda.is_available() else described(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "thread_waits": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "allocator": _allocator(),
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,

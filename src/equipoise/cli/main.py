@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from equipoise.cli.thread_waits import choose_waits
 from equipoise.errors import EquipoiseError
 
 app = typer.Typer(
@@ -330,6 +331,7 @@ def run() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     _set_up_logging()
+    choose_waits()
     try:
         app(standalone_mode=True)
     except EquipoiseError as error:
