@@ -95,8 +95,8 @@ class Product:
         """Raises NotPlain where a layer is more than `LinearParts`; `dtype` is that of input and output."""
         parts = [LinearParts.of(layer) for layer in layers]
         updates = [(number, update) for number, part in enumerate(parts) for update in part.updates]
-        self._full = Multiplier(torch.cat([part.weight_OI.to(dtype) for part in parts]), _joined_bias(parts, dtype))
-        self._first = Multiplier(torch.cat([update.a_RI.to(dtype) for _, update in updates])) if updates else None
+        self._full = Multiplier(_joined([part.weight_OI for part in parts], dtype), _joined_bias(parts, dtype))
+        self._first = Multiplier(_joined([update.a_RI for _, update in updates], dtype)) if updates else None
         self._second = Multiplier(_joined_b(parts, updates, dtype)) if updates else None
 
     def __call__(self, rows_NI: Tensor) -> Tensor:
@@ -105,6 +105,12 @@ class Product:
         if self._first is None or self._second is None:
             return found
         return self._second.plus(self._first(rows_NI), found)
+
+
+def _joined(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """One above the other. A single one is not copied: the vocabulary's table may be most of a model."""
+    cast = [weight.to(dtype) for weight in weights]
+    return cast[0] if len(cast) == 1 else torch.cat(cast)
 
 
 def _joined_bias(parts: list[LinearParts], dtype: torch.dtype) -> Tensor | None:
