@@ -45,7 +45,7 @@ from equipoise.models.policy import adapter_base
 from equipoise.models.reward_backbone import set_dropout
 from equipoise.models.reward_model import REWARD_MODEL_FILE
 from equipoise.rollout.passes import TOKENS_PER_PASS, tokens_per_pass
-from equipoise.studies.planning_allocator import training_terms
+from equipoise.studies.planning_allocator import scratch_terms, training_terms
 
 GB = 1e9
 USABLE = 0.92  # of a device: the rest is for its context, kernels' scratch space and fragmentation
@@ -206,7 +206,7 @@ def _need_online(config: GRPOConfig | PPOConfig, configs: Configs, lengths: Leng
     looked, looks = shape.looked_at(config.micro_batch_size)
     sampled, waves = shape.sampled()
     updates = config.num_epochs * config.num_minibatches
-    resident = {**_resident(net), "reference": _reference(net, config)}
+    resident = {**_resident(net, on_gpu=on_gpu), "reference": _reference(net, config)}
     phases = {"sampling": sampling_terms(net, sampled)}
     passes = {
         "generate": [Pass("sample", net, sampled, waves)],
@@ -222,13 +222,15 @@ def _need_online(config: GRPOConfig | PPOConfig, configs: Configs, lengths: Leng
     if isinstance(config, PPOConfig) or updates > 1 or config.kl_in == "reward":
         phases["first look"] = scoring_terms(net, looked, on_gpu=on_gpu)
         passes["forward"] = [Pass("forward", net, looked, looks)]
-    phases["update"] = training_terms(net, batch, math.ceil(times), on_gpu=on_gpu)
+    phases["update"] = training_terms(net, batch, math.ceil(times), on_gpu=on_gpu, sampled=phases["sampling"])
     trained = net.trained
     if isinstance(config, PPOConfig) and config.critic.kind == "separate":
         own = config.critic.model
         critic = critic_network(net if own is None else configs.policy(own, on_gpu=on_gpu))
         resident |= {"critic": critic.weights, "critic's moments": critic.moments}
-        phases["critic's update"] = training_terms(critic, batch, math.ceil(times), projects=False, on_gpu=on_gpu)
+        phases["critic's update"] = training_terms(
+            critic, batch, math.ceil(times), projects=False, on_gpu=on_gpu, sampled=phases["sampling"]
+        )
         passes["critic"] = [
             Pass("forward", critic, looked, looks, projects=False),
             Pass("update", critic, batch, times * updates, projects=False),
@@ -258,8 +260,8 @@ def _add_scorers(
     return tuple(part for part in found if isinstance(part, str))
 
 
-def _resident(net: Network) -> Terms:
-    return {"weights": net.weights, "Adam's moments": net.moments}
+def _resident(net: Network, *, on_gpu: bool) -> Terms:
+    return {"weights": net.weights, "Adam's moments": net.moments, **scratch_terms(on_gpu=on_gpu)}
 
 
 def _reference(net: Network, config: GRPOConfig | PPOConfig) -> float:
@@ -307,7 +309,9 @@ def _need_data(config: SFTConfig | DPOConfig, configs: Configs, lengths: Lengths
     unknown = ()
     if isinstance(config, DPOConfig) and config.evaluation is not None:
         unknown = ("sampling and scoring of the in-loop evaluation",)
-    return Need(_resident(net), phases, {"update": [Pass("update", net, batch, times)]}, net.trained, unknown)
+    return Need(
+        _resident(net, on_gpu=on_gpu), phases, {"update": [Pass("update", net, batch, times)]}, net.trained, unknown
+    )
 
 
 def _need_reward(config: RewardConfig, configs: Configs, lengths: Lengths, on_gpu: bool) -> Need:
@@ -317,7 +321,7 @@ def _need_reward(config: RewardConfig, configs: Configs, lengths: Lengths, on_gp
     batch = Batch(count, count, 0, length)
     times = config.batch_size / count
     best = 0.0 if on_gpu else float(SINGLE * net.trained)
-    resident = {**_resident(net), "best weights so far": best}
+    resident = {**_resident(net, on_gpu=on_gpu), "best weights so far": best}
     phases = {
         "update": training_terms(net, batch, math.ceil(times), projects=False, on_gpu=on_gpu),
         "checkpoint": {"copies for the checkpoint": 3.0 * SINGLE * net.trained},

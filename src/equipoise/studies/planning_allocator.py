@@ -1,9 +1,8 @@
 """What the C library keeps of memory that tensors gave back: on a CPU it counts towards a process's size.
 
 glibc returns a block at once where it was mapped by itself, which it does from a threshold on that rises with every
-such block that is freed, up to 32 MiB; smaller ones stay on the heap. Sizes of activations differ, so the holes between
-those still alive do not all fit what comes next. Under adapters there are more of them: what a frozen matrix gives is
-freed when the adapter's part is added, between small inner values that stay. Shares were measured (docs/planning.md).
+such block that is freed, up to 32 MiB; smaller ones stay on the heap. Sizes differ, so the holes between those still
+alive do not all fit what comes next. Constants were fitted to eleven runs (docs/planning.md).
 """
 
 from __future__ import annotations
@@ -13,23 +12,39 @@ import platform
 
 from equipoise.models.footprint import Batch, Network, Terms, update_terms
 
-KEPT = 0.3  # of an update's activations: 0.2 to 0.4 in eight runs of three sizes
-KEPT_ADAPTED = 0.8  # likewise under adapters: 0.82 in one run
-KEPT_USUAL = 0.8  # likewise of the blocks by hand: 0.6 and 1.0 in runs of two sizes
+SCRATCH = 40.0 * 2**20  # bytes in every phase: what loading left, and libraries' own buffers
+KEPT = 0.2  # of an update's activations
+KEPT_SAMPLED = 0.6  # of what sampling held before
+SAMPLED = ("cache", "weights laid out")
 ALWAYS_RETURNED = 2**25  # bytes of a block from which glibc never keeps it
 KEPT_TERM = "freed, kept by the C library"
 
 
-def training_terms(net: Network, batch: Batch, passes: int, *, projects: bool = True, on_gpu: bool = False) -> Terms:
-    """`update_terms`, and on a CPU what the C library keeps beside them.
+def scratch_terms(*, on_gpu: bool) -> Terms:
+    """What is there in every phase beside weights."""
+    return {"left by loading, scratch": SCRATCH} if not on_gpu and _glibc_keeps() else {}
 
-    Nothing where the widest activation, that of the feed-forward layer, is too large to be kept.
+
+def training_terms(
+    net: Network,
+    batch: Batch,
+    passes: int,
+    *,
+    projects: bool = True,
+    on_gpu: bool = False,
+    sampled: Terms | None = None,
+) -> Terms:
+    """`update_terms`, and on a CPU what the C library keeps beside them; `sampled` are the terms of a sampling before.
+
+    None of activations the widest of which, that of the feed-forward layer, is too large to be kept.
     """
     terms = update_terms(net, batch, passes, projects=projects, on_gpu=on_gpu)
+    if on_gpu or not _glibc_keeps():
+        return terms
     widest = net.product * net.feed_forward * batch.tokens
-    keeps = not on_gpu and _glibc_keeps() and widest < ALWAYS_RETURNED
-    share = KEPT_USUAL if net.usual else KEPT_ADAPTED if net.adapted else KEPT
-    return {**terms, KEPT_TERM: share * terms["activations"] if keeps else 0.0}
+    kept = KEPT * terms["activations"] if widest < ALWAYS_RETURNED else 0.0
+    kept += KEPT_SAMPLED * sum((sampled or {}).get(name, 0.0) for name in SAMPLED)
+    return {**terms, KEPT_TERM: kept}
 
 
 def _glibc_keeps() -> bool:
