@@ -106,10 +106,10 @@ def lines_of(study: StudyData, kept: Mapping[str, Sequence[str]] | None = None) 
         lines += ["", "Missing: " + "; ".join(missing) + "."]
     if kept:
         lines += ["", f"The time is that of the last size run; {' and '.join(kept)} ran apart, before it."]
-    for name, section in kept.items():
-        lines += ["", f"## {name}", *section]
-    for size in study.compared:
-        lines += ["", f"## {size.name}", "", *size_lines(size)]
+    sections = {name: list(section) for name, section in kept.items()}
+    sections |= {size.name: ["", *size_lines(size)] for size in study.compared}
+    for name in sorted(sections, key=lambda name: (len(name), name)):  # 1m, 4m, 16m
+        lines += ["", f"## {name}", *sections[name]]
     return lines
 
 

@@ -22,6 +22,7 @@ from equipoise.config.comparison import BASE
 from equipoise.errors import ConfigError, EquipoiseError
 from equipoise.evaluation import load_cost, write_json
 from equipoise.evaluation.report import build_report
+from equipoise.models.machine import give_back_memory
 from equipoise.studies.jobs import JobFailed, JobStopped, Launcher, Processes, locked, run_job, stopping_on_signals
 from equipoise.studies.measuring import write_comparison
 from equipoise.studies.plan import BEST_OF, Job, Plan
@@ -220,6 +221,7 @@ def _project(study: ComparisonStudy) -> Projection:
         study.entry(job)["projected_s"] = round(projection.of(job), 1)
     study.state["projected_s"] = round(_left(study, projection), 1)
     study.save()
+    give_back_memory()  # the largest model was measured here; jobs run in processes of their own
     for size in study.sizes:
         left = {job.method: projection.of(job) for job in study.jobs([size]) if study.entry(job)["status"] != DONE}
         each = ", ".join(f"{name} {in_words(seconds)}" for name, seconds in left.items())

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,12 @@ def test_the_commit_of_the_working_directory(monkeypatch: pytest.MonkeyPatch, tm
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     head = (tmp_path / ".git" / (tmp_path / ".git" / "HEAD").read_text().split()[1]).read_text().strip()
     assert environment._git_commit() == head
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it")
+def test_the_peak_is_this_process_s_and_not_its_parent_s() -> None:
+    """Linux starts `ru_maxrss` of a new process at what its parent held when it was forked."""
+    held = bytearray(b"x") * (3 * 2**29)  # 1.5 GiB
+    code = "from equipoise.algorithms.environment import peak_rss_mb; print(peak_rss_mb())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 100 < float(done.stdout) < len(held) / 2**20
