@@ -18,6 +18,8 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from benchmarks import grpo_step_worker
-from benchmarks.grpo_step_watch import WARMUP, Observer
+from benchmarks.grpo_step_watch import WARMUP, Observer, _status
 from benchmarks.grpo_step_world import SHAPES, write_model
 
 EVERY_S = 0.0005
@@ -41,17 +43,17 @@ class _MallInfo(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in (*_before, "hblkhd", *_after)]
 
 
-def malloc_in_use() -> float:
-    """MiB given out by malloc and not freed. Raises AttributeError where the C library is not glibc 2.33 or newer."""
+@cache
+def _mallinfo2() -> Callable[[], Any]:
     function = ctypes.CDLL(None).mallinfo2
     function.restype = _MallInfo
-    found = function()
+    return function
+
+
+def malloc_in_use() -> float:
+    """MiB given out by malloc and not freed. Raises AttributeError where the C library is not glibc 2.33 or newer."""
+    found = _mallinfo2()()
     return (found.uordblks + found.hblkhd) / MIB
-
-
-def resident() -> float:
-    """MiB of the process."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / MIB
 
 
 class Watcher:
@@ -75,7 +77,7 @@ class Watcher:
             watch = self.observer.watch
             key = len(watch.steps), watch.phase or OUTSIDE
             before = self.fullest.get(key, (0.0, 0.0))
-            self.fullest[key] = max(before[0], malloc_in_use()), max(before[1], resident())
+            self.fullest[key] = max(before[0], malloc_in_use()), max(before[1], _status("VmRSS"))
 
     def __enter__(self) -> Watcher:
         self._thread.start()

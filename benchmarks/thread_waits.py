@@ -20,13 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from equipoise.cli.thread_waits import FEW, OTHERS, SPINS
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SETTINGS: dict[str, dict[str, str]] = {
-    "OpenMP's own": {},
-    "2,000 spins": {"GOMP_SPINCOUNT": "2000"},
-    "none": {"GOMP_SPINCOUNT": "0"},
-}
+SETTINGS: dict[str, dict[str, str]] = {"OpenMP's own": {}, f"{int(FEW):,} spins": {SPINS: FEW}, "none": {SPINS: "0"}}
 UNCOUNTED = 5
 BUSY = "while True: pass"
 
@@ -56,7 +54,7 @@ def updates(seconds: float) -> float:
 
 def run(setting: dict[str, str], seconds: float) -> float:
     """`updates` in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", *setting)}
+    environment = {name: value for name, value in os.environ.items() if name not in (OTHERS, SPINS)}
     command = [sys.executable, __file__, "--worker", "--seconds", str(seconds)]
     done = subprocess.run(command, env={**environment, **setting}, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])

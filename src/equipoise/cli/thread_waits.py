@@ -43,10 +43,11 @@ def choose_waits(
 def _running_besides(file: Path = Path("/proc/loadavg")) -> int | None:
     """Threads of other processes that run or want to, by Linux's count; None where there is none."""
     looks = []
-    for _ in range(LOOKS):
+    for look in range(LOOKS):
+        if look:
+            time.sleep(EVERY_S)
         try:
             looks.append(int(file.read_text(encoding="ascii").split()[3].partition("/")[0]) - 1)  # one is this thread
         except (OSError, ValueError, IndexError):
             return None
-        time.sleep(EVERY_S)
     return int(statistics.median(looks))

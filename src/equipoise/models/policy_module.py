@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,6 +119,17 @@ class PolicyModule(nn.Module):
         device = next(self.parameters()).device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocast)
 
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients, eval mode and the module's precision; its mode is restored."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), self.precision_context():
+                yield
+        finally:
+            self.train(was_training)
+
     def _hidden(self, ids_BL: Tensor, mask_BL: Tensor, position_ids_BL: Tensor, **options: Any) -> Any:
         if self._takes_positions:
             options["position_ids"] = position_ids_BL
@@ -140,13 +151,10 @@ class PolicyModule(nn.Module):
         vocabulary = self.causal.get_input_embeddings().weight.shape[0]
         ids = torch.arange(3, 9, device=device).remainder(vocabulary)[None]
         mask = torch.ones_like(ids)
-        was_training = self.training
-        self.eval()
-        with torch.no_grad(), self.precision_context():
+        with self.inference():
             own = self.causal(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
             hidden = self._hidden(ids, mask, torch.arange(6, device=device)[None], use_cache=False).last_hidden_state
             ours = self._project(hidden).float()
-        self.train(was_training)
         low_precision = self.autocast or next(self._head.parameters()).dtype in (torch.bfloat16, torch.float16)
         allowed = (2e-2 if low_precision else 1e-4) * own.abs().max().clamp(min=1e-6)
         self._projects = ours.shape == own.shape and bool((ours - own).abs().max() <= allowed)

@@ -104,14 +104,9 @@ def generate_in_parts(
 @contextmanager
 def _inference(policy: Policy) -> Iterator[None]:
     """No gradients, eval mode (train mode with gradient checkpointing would turn the cache off), mode restored."""
-    was_training = policy.module.training
-    policy.module.eval()
-    try:
-        # One autocast context around all steps: it casts each weight once and not once a token.
-        with torch.no_grad(), whole_weights(policy.module), policy.module.precision_context():
-            yield
-    finally:
-        policy.module.train(was_training)
+    # One autocast context around all steps: it casts each weight once and not once a token.
+    with torch.no_grad(), whole_weights(policy.module), policy.module.inference():
+        yield
 
 
 def _prompt_limit(policy: Policy, max_tokens: int, max_prompt_tokens: int | None) -> int | None:
